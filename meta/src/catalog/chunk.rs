@@ -1,0 +1,141 @@
+//! Chunks and their replicas.
+
+use std::fmt;
+
+use hypertide_proto::{
+    ids::{ChunkId, Csn, Epoch, Generation, NodeId, Rid, TableId},
+    time::TimeRange,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Catalog, Outcome, Reject, apply::Step, index::Corner};
+
+/// The product of one slice per dimension: the unit of placement.
+///
+/// - `in_sync` is not empty unless the chunk is [`ChunkState::Damaged`].
+/// - No node stands twice in `in_sync` and `joining` together.
+/// - Open chunks of one table do not overlap, and neither do closed ones unless their boxes are the same and their
+///   generations differ.
+/// - Time slices of one table are equal or have no point in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Identity; never reused.
+    pub id: ChunkId,
+    /// The table.
+    pub table: TableId,
+    /// Name, such as `_dist_hyper_1_1_chunk`.
+    pub name: String,
+    /// One slice per dimension, in the dimensions' order; none for a reference table.
+    pub slices: Vec<TimeRange>,
+    /// The n-th chunk of this box.
+    pub generation: Generation,
+    /// Whether it takes rows.
+    pub state: ChunkState,
+    /// Fencing number.
+    pub epoch: Epoch,
+    /// Replicas whose acknowledgement every commit needs.
+    pub in_sync: Vec<Rid>,
+    /// Replicas that catch up, with the last commit when they started; commits need them too.
+    pub joining: Vec<(Rid, Csn)>,
+    /// Replicas that left, with the last commit then.
+    pub left: Vec<(Rid, Csn)>,
+    /// Last commit.
+    pub last_csn: Csn,
+    /// Running hash over the commits, by [`hypertide_proto::decision::chain_after`].
+    pub chain: u128,
+    /// Rows committed.
+    pub rows: u64,
+    /// When it was made: milliseconds since the Unix epoch, by the leader's clock.
+    pub created_ms: u64,
+}
+
+/// Whether a chunk takes rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChunkState {
+    /// It may be appended to.
+    Open,
+    /// It never changes again.
+    Sealed,
+    /// Its last in-sync disk is gone.
+    Damaged,
+}
+
+impl Chunk {
+    /// Its slice of time; all of time for a reference table's.
+    #[must_use]
+    pub fn time(&self) -> TimeRange {
+        self.slices.first().copied().unwrap_or(TimeRange::ALL)
+    }
+
+    /// Its slice of the first hash dimension; all hashes when there is none.
+    pub(crate) fn placing(&self) -> TimeRange {
+        self.slices.get(1).copied().unwrap_or(TimeRange::ALL)
+    }
+
+    /// Whether its box holds a point of as many coordinates as it has slices.
+    #[must_use]
+    pub fn holds(&self, point: &[i64]) -> bool {
+        self.slices.len() == point.len()
+            && self.slices.iter().zip(point).all(|(slice, at)| slice.contains(*at))
+    }
+
+    /// Replicas whose acknowledgement a commit needs: those in sync and those joining.
+    pub fn members(&self) -> impl Iterator<Item = Rid> {
+        self.in_sync.iter().copied().chain(self.joining.iter().map(|(rid, _)| *rid))
+    }
+
+    /// Nodes of the members.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.members().map(|rid| rid.node)
+    }
+
+    /// Where its box begins.
+    pub(crate) fn corner(&self) -> Corner {
+        (self.table, self.time().start(), self.placing().start(), self.id)
+    }
+}
+
+impl fmt::Display for ChunkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Sealed => "sealed",
+            Self::Damaged => "damaged",
+        })
+    }
+}
+
+impl fmt::Display for Chunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, table, name, generation, state, epoch, .. } = self;
+        write!(f, "chunk {id} {table} {name} {generation} {state} {epoch}")?;
+        self.slices.iter().try_for_each(|slice| write!(f, " {slice}"))?;
+        write!(f, " in_sync={}", super::display::list(&self.in_sync))?;
+        self.joining.iter().try_for_each(|(rid, csn)| write!(f, " joining={rid}@{csn}"))?;
+        self.left.iter().try_for_each(|(rid, csn)| write!(f, " left={rid}@{csn}"))?;
+        write!(f, " last={} rows={}", self.last_csn, self.rows)
+    }
+}
+
+impl Catalog {
+    /// Drops chunks of a table. Those that are gone, or another table's, are not in the outcome: the retry of a
+    /// command whose answer was lost drops nothing more.
+    pub(crate) fn drop_chunks(
+        &mut self,
+        table: TableId,
+        chunks: &[ChunkId],
+        step: &mut Step,
+    ) -> Result<Outcome, Reject> {
+        self.existing(table)?;
+        let of_table = |id: &ChunkId| self.chunk(*id).is_some_and(|chunk| chunk.table == table);
+        let mut dropped: Vec<ChunkId> = chunks.iter().copied().filter(of_table).collect();
+        dropped.sort_unstable();
+        dropped.dedup();
+        self.remove_chunks(&dropped, step);
+        Ok(Outcome::Dropped(dropped))
+    }
+
+    pub(crate) fn remove_chunks(&mut self, ids: &[ChunkId], step: &mut Step) {
+        ids.iter().for_each(|id| self.remove_chunk(*id, step));
+    }
+}

@@ -1,0 +1,266 @@
+//! What the log may say, and what the catalog answers.
+
+use hypertide_proto::{
+    decision::Decision,
+    ids::{AccessId, Boot, ChunkId, Csn, DiskId, Epoch, NodeId, Rid, TableId, TxnId, WriteId},
+    schema::TableSchema,
+    time::TimeRange,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Chunk, DataNode, Table};
+
+/// A change of the catalog. Deterministic: it holds all that applying it needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// An access node started: gives it a boot and fences its earlier transactions.
+    RegisterAccess {
+        /// Its Raft id.
+        id: AccessId,
+        /// Address of its internal gRPC.
+        rpc: String,
+        /// Address of its PostgreSQL endpoint.
+        pg: String,
+        /// Address of its Flight SQL endpoint.
+        flight: String,
+        /// Address of its HTTP endpoint.
+        http: String,
+    },
+    /// A data node enters, or comes back. Without a rid it is new; with one, disk and name must be those known.
+    RegisterData {
+        /// What it was given before; `None` when it is new, or never had an answer.
+        rid: Option<Rid>,
+        /// Its name; empty for the next free one, or for the one it has.
+        name: String,
+        /// Its disk.
+        disk: DiskId,
+        /// Address of its internal gRPC.
+        rpc: String,
+        /// Address of its HTTP endpoint.
+        http: String,
+    },
+    /// Makes a reference table.
+    CreateTable {
+        /// Schema of the name.
+        schema: String,
+        /// Name, unique within the schema.
+        name: String,
+        /// User who makes it.
+        owner: String,
+        /// Columns.
+        columns: TableSchema,
+        /// Whether a table of that name is an answer instead of a refusal.
+        if_not_exists: bool,
+    },
+    /// Makes an empty reference table a hypertable.
+    CreateHypertable {
+        /// The table.
+        table: TableId,
+        /// How it is to be cut.
+        spec: HypertableSpec,
+        /// Whether a hypertable is an answer instead of a refusal.
+        if_not_exists: bool,
+    },
+    /// Drops tables with their chunks, all or none.
+    DropTables {
+        /// The tables.
+        tables: Vec<TableId>,
+    },
+    /// Empties tables: drops all their chunks.
+    TruncateTables {
+        /// The tables.
+        tables: Vec<TableId>,
+    },
+    /// Finds or makes the chunks that hold these points, one coordinate per dimension (time value, then hash values).
+    /// For a reference table: the one point without coordinates.
+    EnsureChunks {
+        /// The table.
+        table: TableId,
+        /// The points.
+        points: Vec<Vec<i64>>,
+    },
+    /// Drops chunks of a table.
+    DropChunks {
+        /// The table.
+        table: TableId,
+        /// The chunks; those that are gone or another table's are left out.
+        chunks: Vec<ChunkId>,
+    },
+    /// Commits a transaction whose parts are durable on the acknowledging replicas.
+    Commit(CommitRecord),
+    /// Ends a transaction without effect, unless it was committed before.
+    Abort {
+        /// The transaction.
+        txn: TxnId,
+    },
+    /// A data node has made every commit of these chunks up to the given one durable as committed.
+    Progress {
+        /// The node, with its disk.
+        rid: Rid,
+        /// Chunks, and the last commit of each that is durable there with all before it.
+        applied: Vec<(ChunkId, Csn)>,
+    },
+    /// Takes new chunks of a node or gives them back.
+    BlockNewChunks {
+        /// The node.
+        node: NodeId,
+        /// Whether it is to get no new chunks.
+        block: bool,
+    },
+}
+
+/// How a table is to be cut.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HypertableSpec {
+    /// Made by `create_distributed_hypertable`, or with a replication factor.
+    pub distributed: bool,
+    /// Column of time.
+    pub time_column: String,
+    /// Width of a time slice, positive.
+    pub interval: i64,
+    /// Column and number of partitions of the space dimension; without a number, that of the data nodes.
+    pub space: Option<(String, Option<u16>)>,
+    /// Replicas of a chunk.
+    pub replication_factor: u16,
+    /// Names of data nodes; `None` for all.
+    pub data_nodes: Option<Vec<String>>,
+    /// Schema of the chunks' names; the default is `_timescaledb_internal`.
+    pub chunk_schema: Option<String>,
+    /// Prefix of the chunks' names; the default is `_dist_hyper_<id>` or `_hyper_<id>`.
+    pub chunk_prefix: Option<String>,
+}
+
+/// What a transaction changes and who holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitRecord {
+    /// The transaction.
+    pub txn: TxnId,
+    /// Name under which a retry is recognised, with the hash of what was written.
+    pub write: Option<(WriteId, u128)>,
+    /// One per chunk, in order of chunk ids.
+    pub parts: Vec<CommitPart>,
+}
+
+/// The part of a transaction that lies in one chunk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitPart {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The epoch that the acknowledgements were collected in.
+    pub epoch: Epoch,
+    /// Replicas that hold every batch of the part durably.
+    pub acks: Vec<Rid>,
+    /// xxh3-128 over the hashes of the batches, in their order.
+    pub hash: u128,
+    /// Rows.
+    pub rows: u64,
+    /// Version of the table's columns that the rows were made for.
+    pub table_version: u32,
+}
+
+/// What applying a command gave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Nothing to tell, or nothing to do.
+    Done,
+    /// The boot of a started access node.
+    Boot(Boot),
+    /// A data node as it is registered now.
+    Data(DataNode),
+    /// A table as it is now; `false` when it was there before.
+    Table(Box<Table>, bool),
+    /// The chunks asked for, in the order of the points.
+    Chunks(Vec<Chunk>),
+    /// Ids of chunks that exist no more.
+    Dropped(Vec<ChunkId>),
+    /// The transaction was committed, now or before.
+    Committed {
+        /// Its commit number.
+        csn: Csn,
+        /// The decision, as data nodes learn it.
+        decision: Decision,
+    },
+    /// The write id was seen before: the stored commit and its rows; this transaction is aborted.
+    Duplicate {
+        /// Commit number of the first.
+        csn: Csn,
+        /// Rows that it wrote.
+        rows: u64,
+    },
+    /// The transaction was aborted, now or before.
+    Aborted,
+}
+
+/// A deterministic refusal; the catalog is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Reject {
+    /// The table does not exist.
+    #[error("table {0} does not exist")]
+    UnknownTable(TableId),
+    /// The column does not exist.
+    #[error("column \"{0}\" does not exist")]
+    UnknownColumn(String),
+    /// The data node does not exist.
+    #[error("data node \"{0}\" does not exist")]
+    UnknownNode(String),
+    /// The name is taken.
+    #[error("relation \"{0}\" already exists")]
+    TableExists(String),
+    /// It is a hypertable.
+    #[error("table \"{0}\" is already a hypertable")]
+    AlreadyHypertable(String),
+    /// It has rows.
+    #[error("table \"{0}\" is not empty")]
+    NotEmpty(String),
+    /// A column has a type that the dimension cannot have, or stands in two, or a number is out of range; or points or
+    /// parts are not as the dimensions and chunks ask for.
+    #[error("{0}")]
+    InvalidDimension(String),
+    /// The columns break a rule.
+    #[error("{0}")]
+    InvalidSchema(String),
+    /// No node can take the hypertable or a chunk.
+    #[error("{0}")]
+    NoDataNodes(String),
+    /// More replicas than nodes.
+    #[error("replication factor too large for hypertable \"{table}\"")]
+    ReplicationFactor {
+        /// Name of the table.
+        table: String,
+        /// Data nodes it is attached to.
+        nodes: u16,
+        /// Replicas asked for.
+        factor: u16,
+    },
+    /// The access node started again since, or is not known, or the transaction ended so long ago that how is forgotten.
+    #[error("transaction {0} is closed: its access node started again, or it ended long ago")]
+    Fenced(TxnId),
+    /// The acknowledgements do not cover the replicas of now: prepare on the missing ones and propose again.
+    #[error("chunk {} changed since it was prepared", .0.id)]
+    Uncovered(Box<Chunk>),
+    /// The chunk was dropped, sealed, or is damaged.
+    #[error("chunk {0} takes no rows any more")]
+    ChunkClosed(ChunkId),
+    /// Fewer replicas in sync than the hypertable asks for.
+    #[error("chunk {chunk} has {in_sync} replicas in sync, its table asks for {wanted}")]
+    TooFewInSync {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Replicas in sync.
+        in_sync: u16,
+        /// Replicas in sync that the table asks for.
+        wanted: u16,
+    },
+    /// The columns changed since the rows were made.
+    #[error("the columns of table {0} changed since the statement began")]
+    StaleSchema(TableId),
+    /// The same write id came with other rows.
+    #[error("write id {0} was used before with other rows")]
+    WriteIdReused(WriteId),
+    /// The data node's disk, name or id is not the one that is registered.
+    #[error("{0}")]
+    Identity(String),
+    /// The slices of a chunk would overlap another's.
+    #[error("slice {0} overlaps a chunk")]
+    Overlap(TimeRange),
+}

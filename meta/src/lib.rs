@@ -1,0 +1,33 @@
+//! The replicated catalog of Hypertide, its commit log and placement: what access nodes agree on.
+//!
+//! A command enters by [`CatalogWriter::propose`]; `commit` groups all that wait into one proposal and passes it to the
+//! leader; `raft` makes it durable on a majority and applies it to the [`catalog`] everywhere; the answer travels back.
+//! A read takes a barrier (`barrier`): the leader says up to where the log counts, the node waits until its own catalog
+//! has that much, and reads an [`Image`]. `fleet` remembers what data nodes report, `rpc` serves all of it, and
+//! [`init_cluster`] forms a group out of empty nodes.
+//!
+//! Invariants:
+//! - The catalog changes only by [`catalog::Catalog::apply`], and a refusal is an answer.
+//! - No wait is without a deadline; a timeout after a command was sent is [`Error::Unknown`].
+//! - A node that belongs to no cluster never starts Raft by itself.
+//!
+//! It deliberately lacks: SQL, rows, and any choice that two nodes could make differently.
+
+mod barrier;
+pub mod catalog;
+mod commit;
+mod error;
+mod fleet;
+mod init;
+mod leader;
+mod memory;
+mod node;
+pub mod placement;
+mod raft;
+mod rpc;
+mod status;
+
+pub use error::Error;
+pub use init::init_cluster;
+pub use memory::MemoryCatalog;
+pub use node::{Answer, CatalogWriter, Config, Image, MetaNode, Tuning};

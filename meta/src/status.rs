@@ -1,0 +1,125 @@
+//! The cluster as the leader sees it: who is up, and what data nodes hold.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hypertide_proto::{
+    ids::{AccessId, Rid},
+    wire::meta::{NodeStatus, StatusReply, StatusRequest},
+};
+use tonic::Request;
+
+use crate::{
+    init::ask_identity,
+    node::{CatalogWriter, Image, MetaNode},
+};
+
+/// Longest wait for an access node to say that it is up.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest wait for the leader's view.
+const LEADER_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+const UP: &str = "up";
+const DOWN: &str = "down";
+const JOINING: &str = "joining";
+
+/// The leader's view, or this node's own when the leader does not answer.
+pub(crate) async fn ask(node: &MetaNode) -> StatusReply {
+    if let Some(reply) = ask_leader(node).await {
+        return reply;
+    }
+    own(node).await
+}
+
+async fn ask_leader(node: &MetaNode) -> Option<StatusReply> {
+    let member = node.member().ok().filter(|member| !member.leader.here())?;
+    let mut client = member.leader.leader_client().ok()?;
+    let mut request = Request::new(StatusRequest { forwarded: true });
+    request.set_timeout(LEADER_TIMEOUT);
+    let asked = tokio::time::timeout(LEADER_TIMEOUT, client.status(request)).await;
+    Some(asked.ok()?.ok()?.into_inner())
+}
+
+/// What this node knows itself.
+pub(crate) async fn own(node: &MetaNode) -> StatusReply {
+    let image = node.image();
+    let Ok(member) = node.member() else {
+        let nodes = vec![access_status(node, &image, (node.id(), node.rpc()), JOINING).await];
+        return StatusReply { nodes, ..StatusReply::default() };
+    };
+    let view = member.leader.view();
+    let voters = view.voters.iter().map(async |voter| {
+        let at = (voter.0, member.leader.address(voter));
+        access_status(node, &image, at, UP).await
+    });
+    let mut nodes = futures::future::join_all(voters).await;
+    nodes.extend(data_nodes(node, &image));
+    StatusReply {
+        cluster: Bytes::copy_from_slice(&member.leader.group().cluster().0),
+        leader: view.leader.map(|id| id.to_string()).unwrap_or_default(),
+        term: view.term,
+        applied: image.applied,
+        nodes,
+    }
+}
+
+/// Asks an access node whether it is up. `state` is what an answer means.
+async fn access_status(
+    node: &MetaNode,
+    image: &Image,
+    (id, rpc): (AccessId, String),
+    state: &str,
+) -> NodeStatus {
+    let registered = image.catalog.access_node(id).cloned();
+    let answer = if id == node.id() {
+        Some(std::process::id())
+    } else {
+        let asked = ask_identity(&node.config().channels, &rpc, 0, PROBE_TIMEOUT).await.ok();
+        asked.filter(|answer| answer.access == id.0).map(|answer| answer.pid)
+    };
+    let state = match (&answer, &registered) {
+        (None, _) => DOWN,
+        (Some(_), None) => JOINING,
+        (Some(_), Some(_)) => state,
+    };
+    let (pg, flight, http) =
+        registered.map(|node| (node.pg, node.flight, node.http)).unwrap_or_default();
+    NodeStatus {
+        name: id.to_string(),
+        role: "access".to_owned(),
+        state: state.to_owned(),
+        pid: answer.unwrap_or_default(),
+        rpc,
+        pg,
+        flight,
+        http,
+        id: id.0,
+        ..NodeStatus::default()
+    }
+}
+
+fn data_nodes(node: &MetaNode, image: &Image) -> Vec<NodeStatus> {
+    let status = |data: &crate::catalog::DataNode| {
+        let heard = node.fleet().summary(data.rid);
+        NodeStatus {
+            name: data.name.clone(),
+            role: "data".to_owned(),
+            state: if heard.up { UP } else { DOWN }.to_owned(),
+            pid: heard.pid,
+            // A node that is away still counts with what the catalog has placed on it.
+            chunks: if heard.up { heard.chunks } else { placed(image, data.rid) },
+            bytes: heard.bytes,
+            rows: heard.rows,
+            rpc: data.rpc.clone(),
+            http: data.http.clone(),
+            id: data.id().0,
+            ..NodeStatus::default()
+        }
+    };
+    image.catalog.data_nodes().map(status).collect()
+}
+
+fn placed(image: &Image, rid: Rid) -> u64 {
+    let chunks = image.catalog.tables().flat_map(|table| image.catalog.chunks_of(table.id));
+    chunks.filter(|chunk| chunk.in_sync.contains(&rid)).count() as u64
+}
