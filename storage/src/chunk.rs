@@ -1,0 +1,593 @@
+//! The replicas of a data node in memory, as a value: pending parts, committed rows, and how far each chunk is.
+//!
+//! ```text
+//! part      absent --prepare--> pending --commit--> committed --flush--> in a segment
+//!                               pending --abort--> absent
+//! ```
+//!
+//! - A transaction is visible as soon as its commit is known, and counts as applied only when its decision is on
+//!   disk, every earlier commit of the chunk is applied, and its `prev` is the last of them. So `applied` only moves
+//!   forward, without a gap, and what it says is durable.
+//! - `flushed <= applied`: only applied commits go into segments, so that one number tells which are there.
+//! - A commit at or before `applied` is never taken in again, however late a repeated prepare comes.
+//! - The chain is the same on every replica that applied the same commits.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arrow::array::RecordBatch;
+use hypertide_proto::{
+    decision::{ChunkLink, Decision, Fate, chain_after},
+    ids::{ChunkId, Csn, TxnId},
+};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{
+    ChunkReport, ChunkSpec,
+    store::memory::Charge,
+    tables::{PartKey, Point},
+};
+
+/// The hash of a transaction's rows for one chunk: xxh3-128 over the big-endian hashes of its parts in order of number.
+#[must_use]
+pub fn part_hash(hashes: impl Iterator<Item = u128>) -> u128 {
+    let mut hash = Xxh3::new();
+    hashes.for_each(|part| hash.update(&part.to_be_bytes()));
+    hash.digest128()
+}
+
+/// Decoded rows of a part.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    pub(crate) key: PartKey,
+    pub(crate) hash: u128,
+    pub(crate) batches: Vec<RecordBatch>,
+    /// Held as long as the rows are in memory.
+    pub(crate) charge: Charge,
+}
+
+impl Rows {
+    fn count(&self) -> u64 {
+        self.batches.iter().map(|batch| batch.num_rows() as u64).sum()
+    }
+}
+
+#[derive(Debug)]
+struct Pending {
+    parts: BTreeMap<(ChunkId, u32), Arc<Rows>>,
+    since: Instant,
+}
+
+/// A committed transaction's rows in one chunk.
+#[derive(Clone, Debug)]
+pub(crate) struct Commit {
+    pub(crate) csn: Csn,
+    pub(crate) parts: Vec<Arc<Rows>>,
+    txn: TxnId,
+    /// The chunk's commit before this one; `None` when the decision did not name the chunk.
+    prev: Option<Csn>,
+    hash: u128,
+    rows: u64,
+    bytes: usize,
+    durable: bool,
+    since: Instant,
+}
+
+/// What a chunk's file holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) flushed: Point,
+    pub(crate) segments: u64,
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Replica {
+    spec: Option<ChunkSpec>,
+    stored: Stored,
+    applied: Point,
+    commits: BTreeMap<Csn, Commit>,
+    /// Why the whole replica cannot be used.
+    damaged: Option<String>,
+    /// A scan met wrong bytes; what else there is may still be read.
+    suspect: Option<String>,
+}
+
+/// How a part that came stands to what is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It is new.
+    New,
+    /// It is here already.
+    Known,
+    /// Other bytes came under its name before.
+    Conflict,
+}
+
+/// What a decision did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Decided {
+    /// No part of the transaction is pending.
+    Unknown,
+    /// Its parts are gone.
+    Aborted {
+        /// To be removed from the journal.
+        removed: Vec<PartKey>,
+    },
+    /// Its rows are visible.
+    Committed {
+        /// Parts that came again after the commit was applied; to be removed from the journal.
+        removed: Vec<PartKey>,
+        /// Whether the decision must be journaled.
+        kept: bool,
+    },
+}
+
+/// Journal rows that are of no use any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Released {
+    pub(crate) parts: Vec<PartKey>,
+    pub(crate) decisions: Vec<TxnId>,
+}
+
+/// What is to be written to a segment.
+#[derive(Clone, Debug)]
+pub(crate) struct FlushPlan {
+    pub(crate) spec: ChunkSpec,
+    pub(crate) commits: Vec<Commit>,
+    /// How far the chunk is flushed afterwards.
+    pub(crate) to: Point,
+}
+
+/// What a scan sees in memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    pub(crate) recent: Vec<Arc<Rows>>,
+    pub(crate) stored: Stored,
+}
+
+/// All replicas of a data node.
+#[derive(Debug, Default)]
+pub(crate) struct Replicas {
+    chunks: BTreeMap<ChunkId, Replica>,
+    pending: BTreeMap<TxnId, Pending>,
+    /// Chunks of committed transactions whose parts are still in the journal.
+    journaled: BTreeMap<TxnId, BTreeSet<ChunkId>>,
+}
+
+impl Replicas {
+    /// Takes in what a chunk's file holds.
+    pub(crate) fn restore(&mut self, chunk: ChunkId, stored: Stored) {
+        let replica = self.chunks.entry(chunk).or_default();
+        replica.stored = stored;
+        replica.applied = stored.flushed;
+    }
+
+    /// How a part stands to what is known.
+    pub(crate) fn admit(&self, key: PartKey, hash: u128) -> Admission {
+        let pending = self.pending.get(&key.txn);
+        let pending = pending.and_then(|pending| pending.parts.get(&(key.chunk, key.number)));
+        let known = pending.map(|rows| rows.hash).or_else(|| self.committed_hash(key));
+        match known {
+            None => Admission::New,
+            Some(known) if known == hash => Admission::Known,
+            Some(_) => Admission::Conflict,
+        }
+    }
+
+    fn committed_hash(&self, key: PartKey) -> Option<u128> {
+        if !self.journaled.get(&key.txn)?.contains(&key.chunk) {
+            return None;
+        }
+        let commits = self.chunks.get(&key.chunk)?.commits.values();
+        let mut parts = commits.filter(|commit| commit.txn == key.txn).flat_map(|c| &c.parts);
+        parts.find(|rows| rows.key == key).map(|rows| rows.hash)
+    }
+
+    /// Adds a part that [`Replicas::admit`] found new.
+    pub(crate) fn prepare(&mut self, spec: ChunkSpec, rows: Arc<Rows>, now: Instant) {
+        let key = rows.key;
+        self.chunks.entry(key.chunk).or_default().spec = Some(spec);
+        let pending = self.pending.entry(key.txn);
+        let pending = pending.or_insert_with(|| Pending { parts: BTreeMap::new(), since: now });
+        pending.parts.insert((key.chunk, key.number), rows);
+    }
+
+    /// Takes in what the log decided. `durable` says that the decision is on disk already.
+    pub(crate) fn decide(&mut self, decision: &Decision, durable: bool, now: Instant) -> Decided {
+        let Some(pending) = self.pending.remove(&decision.txn) else { return Decided::Unknown };
+        let Fate::Committed { csn, links } = &decision.fate else {
+            let removed = pending.parts.values().map(|rows| rows.key).collect();
+            return Decided::Aborted { removed };
+        };
+        let mut by_chunk: BTreeMap<ChunkId, Vec<Arc<Rows>>> = BTreeMap::new();
+        for ((chunk, _), rows) in pending.parts {
+            by_chunk.entry(chunk).or_default().push(rows);
+        }
+        let (mut removed, mut kept) = (Vec::new(), false);
+        for (chunk, parts) in by_chunk {
+            let replica = self.chunks.entry(chunk).or_default();
+            if *csn <= replica.applied.csn || replica.commits.contains_key(csn) {
+                removed.extend(parts.iter().map(|rows| rows.key));
+                continue;
+            }
+            kept = true;
+            let commit = Commit::new(decision.txn, (*csn, prev_of(links, chunk)), parts, now);
+            replica.commits.insert(*csn, Commit { durable, ..commit });
+            replica.advance();
+            self.journaled.entry(decision.txn).or_default().insert(chunk);
+        }
+        Decided::Committed { removed, kept }
+    }
+
+    /// Notes that the decisions of these transactions are on disk.
+    pub(crate) fn decisions_durable(&mut self, txns: &[TxnId]) {
+        for txn in txns {
+            for chunk in self.journaled.get(txn).into_iter().flatten() {
+                let Some(replica) = self.chunks.get_mut(chunk) else { continue };
+                let commits = replica.commits.values_mut();
+                commits
+                    .filter(|commit| commit.txn == *txn)
+                    .for_each(|commit| commit.durable = true);
+                replica.advance();
+            }
+        }
+    }
+
+    /// Transactions with pending rows in any of these chunks (all chunks when empty), with the age of each.
+    pub(crate) fn pending(&self, chunks: &[ChunkId], now: Instant) -> Vec<(TxnId, Duration)> {
+        let concerned = |pending: &Pending| {
+            chunks.is_empty() || pending.parts.keys().any(|(chunk, _)| chunks.contains(chunk))
+        };
+        let found = self.pending.iter().filter(|(_, pending)| concerned(pending));
+        found.map(|(txn, pending)| (*txn, now.saturating_duration_since(pending.since))).collect()
+    }
+
+    /// Commits of the chunk that may go into a segment; `None` when there are none.
+    pub(crate) fn plan_flush(&self, chunk: ChunkId) -> Option<FlushPlan> {
+        let replica = self.chunks.get(&chunk)?;
+        if replica.damaged.is_some() {
+            return None;
+        }
+        let commits: Vec<Commit> = replica
+            .commits
+            .range(..=replica.applied.csn)
+            .map(|(_, commit)| commit.clone())
+            .collect();
+        let spec = replica.spec.clone()?;
+        (!commits.is_empty()).then_some(FlushPlan { spec, commits, to: replica.applied })
+    }
+
+    /// Chunks whose applied commits take at least `bytes`, or are older than `age`; largest first.
+    pub(crate) fn due(&self, bytes: usize, age: Duration, now: Instant) -> Vec<ChunkId> {
+        let mut due = Vec::new();
+        for (chunk, replica) in &self.chunks {
+            let ready = || replica.commits.range(..=replica.applied.csn).map(|(_, commit)| commit);
+            let size: usize = ready().map(|commit| commit.bytes).sum();
+            let old = ready().any(|commit| now.saturating_duration_since(commit.since) >= age);
+            if ready().next().is_some() && (size >= bytes || old) && replica.damaged.is_none() {
+                due.push((std::cmp::Reverse(size), *chunk));
+            }
+        }
+        due.sort_unstable();
+        due.into_iter().map(|(_, chunk)| chunk).collect()
+    }
+
+    /// Chunks with more than `segments` segments, and how many each has.
+    pub(crate) fn crowded(&self, segments: u64) -> BTreeMap<ChunkId, u64> {
+        let count = |replica: &Replica| replica.stored.segments;
+        let crowded = self
+            .chunks
+            .iter()
+            .filter(|(_, replica)| count(replica) > segments && replica.damaged.is_none());
+        crowded.map(|(chunk, replica)| (*chunk, count(replica))).collect()
+    }
+
+    /// Notes that commits up to `stored.flushed` are in segments, and forgets them here.
+    pub(crate) fn flushed(&mut self, chunk: ChunkId, stored: Stored) -> Released {
+        let Some(replica) = self.chunks.get_mut(&chunk) else { return Released::default() };
+        assert!(stored.flushed.csn <= replica.applied.csn, "only applied commits are flushed");
+        replica.stored = stored;
+        let later = replica.commits.split_off(&stored.flushed.csn.next());
+        let gone = std::mem::replace(&mut replica.commits, later);
+        self.release(chunk, gone.into_values())
+    }
+
+    /// Notes that the chunk's segments were merged.
+    pub(crate) fn merged(&mut self, chunk: ChunkId, stored: Stored) {
+        if let Some(replica) = self.chunks.get_mut(&chunk) {
+            assert_eq!(stored.flushed, replica.stored.flushed, "a merge changes no row");
+            replica.stored = stored;
+        }
+    }
+
+    /// Forgets a chunk.
+    pub(crate) fn remove(&mut self, chunk: ChunkId) -> Released {
+        let gone = self.chunks.remove(&chunk).map(|replica| replica.commits).unwrap_or_default();
+        let mut released = self.release(chunk, gone.into_values());
+        for pending in self.pending.values_mut() {
+            let parts = pending.parts.extract_if((chunk, 0)..=(chunk, u32::MAX), |_, _| true);
+            released.parts.extend(parts.map(|(_, rows)| rows.key));
+        }
+        self.pending.retain(|_, pending| !pending.parts.is_empty());
+        released
+    }
+
+    fn release(&mut self, chunk: ChunkId, commits: impl Iterator<Item = Commit>) -> Released {
+        let mut released = Released::default();
+        for commit in commits {
+            released.parts.extend(commit.parts.iter().map(|rows| rows.key));
+            if let Some(chunks) = self.journaled.get_mut(&commit.txn) {
+                chunks.remove(&chunk);
+                if chunks.is_empty() {
+                    self.journaled.remove(&commit.txn);
+                    released.decisions.push(commit.txn);
+                }
+            }
+        }
+        released
+    }
+
+    /// What a scan sees: rows committed up to `snapshot`, and the pending ones of `own`.
+    pub(crate) fn view(&self, chunk: ChunkId, snapshot: Csn, own: Option<TxnId>) -> View {
+        let Some(replica) = self.chunks.get(&chunk) else { return View::default() };
+        let committed = replica.commits.range(..=snapshot).flat_map(|(_, commit)| &commit.parts);
+        let own = own.and_then(|txn| self.pending.get(&txn)).into_iter();
+        let own = own.flat_map(|pending| pending.parts.range((chunk, 0)..=(chunk, u32::MAX)));
+        View {
+            recent: committed.chain(own.map(|(_, rows)| rows)).map(Arc::clone).collect(),
+            stored: replica.stored,
+        }
+    }
+
+    /// Marks a chunk's bytes as wrong; the first reason stays.
+    pub(crate) fn mark_damaged(&mut self, chunk: ChunkId, what: &str) {
+        let replica = self.chunks.entry(chunk).or_default();
+        replica.damaged.get_or_insert_with(|| what.to_owned());
+    }
+
+    /// Notes that a scan met wrong bytes.
+    pub(crate) fn mark_suspect(&mut self, chunk: ChunkId, what: &str) {
+        if let Some(replica) = self.chunks.get_mut(&chunk) {
+            replica.suspect.get_or_insert_with(|| what.to_owned());
+        }
+    }
+
+    /// Why the chunk cannot be used.
+    pub(crate) fn damage(&self, chunk: ChunkId) -> Option<&str> {
+        self.chunks.get(&chunk)?.damaged.as_deref()
+    }
+
+    /// Chunks with wrong bytes.
+    pub(crate) fn damaged(&self) -> Vec<ChunkId> {
+        let wrong = |replica: &Replica| replica.damaged.is_some() || replica.suspect.is_some();
+        let damaged = self.chunks.iter().filter(|(_, replica)| wrong(replica));
+        damaged.map(|(chunk, _)| *chunk).collect()
+    }
+
+    /// What is held of these chunks (all when empty).
+    pub(crate) fn report(&self, chunks: &[ChunkId]) -> Vec<ChunkReport> {
+        if chunks.is_empty() {
+            return self.chunks.iter().map(|(chunk, replica)| replica.report(*chunk)).collect();
+        }
+        let known = chunks.iter().filter_map(|chunk| Some((chunk, self.chunks.get(chunk)?)));
+        known.map(|(chunk, replica)| replica.report(*chunk)).collect()
+    }
+
+    /// The invariants of the head of this file.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        for (chunk, replica) in &self.chunks {
+            if replica.stored.flushed.csn > replica.applied.csn {
+                return Err(format!("chunk {chunk} is flushed further than applied"));
+            }
+            if let Some((csn, _)) = replica.commits.range(..=replica.stored.flushed.csn).next() {
+                return Err(format!("chunk {chunk} holds commit {csn} in memory and in a segment"));
+            }
+            for commit in replica.commits.values() {
+                if !self.journaled.get(&commit.txn).is_some_and(|chunks| chunks.contains(chunk)) {
+                    return Err(format!(
+                        "{} of chunk {chunk} is not known as journaled",
+                        commit.txn
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn prev_of(links: &[ChunkLink], chunk: ChunkId) -> Option<Csn> {
+    links.iter().find(|link| link.chunk == chunk).map(|link| link.prev)
+}
+
+impl Commit {
+    fn new(txn: TxnId, at: (Csn, Option<Csn>), parts: Vec<Arc<Rows>>, since: Instant) -> Self {
+        Self {
+            csn: at.0,
+            txn,
+            prev: at.1,
+            hash: part_hash(parts.iter().map(|rows| rows.hash)),
+            rows: parts.iter().map(|rows| rows.count()).sum(),
+            bytes: parts.iter().map(|rows| rows.charge.bytes()).sum(),
+            parts,
+            durable: false,
+            since,
+        }
+    }
+}
+
+impl Replica {
+    /// Applies commits as long as the next one is durable and follows the last applied.
+    fn advance(&mut self) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        while let Some((csn, next)) =
+            self.commits.range((Excluded(self.applied.csn), Unbounded)).next()
+        {
+            if next.prev.is_some_and(|prev| prev < self.applied.csn) {
+                let applied = self.applied.csn;
+                let what = format!("commit {csn} does not follow {applied}, the last applied");
+                self.damaged.get_or_insert(what);
+            }
+            if !next.durable || next.prev != Some(self.applied.csn) {
+                return;
+            }
+            self.applied = Point {
+                csn: *csn,
+                chain: chain_after(self.applied.chain, *csn, next.hash),
+                rows: self.applied.rows + next.rows,
+            };
+        }
+    }
+
+    fn report(&self, chunk: ChunkId) -> ChunkReport {
+        let recent_rows: u64 = self.commits.values().map(|commit| commit.rows).sum();
+        ChunkReport {
+            chunk,
+            rows: self.stored.flushed.rows + recent_rows,
+            segment_bytes: self.stored.bytes,
+            segments: self.stored.segments,
+            recent_rows,
+            applied_csn: self.applied.csn,
+            chain: self.applied.chain,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hypertide_proto::ids::{AccessId, Boot, TableId};
+
+    use super::*;
+
+    const CHUNK: ChunkId = ChunkId(7);
+
+    fn txn(seq: u64) -> TxnId {
+        TxnId { access: AccessId(1), boot: Boot(1), seq }
+    }
+
+    fn prepare(replicas: &mut Replicas, seq: u64, hash: u128) -> PartKey {
+        let key = PartKey { txn: txn(seq), chunk: CHUNK, number: 0 };
+        assert_eq!(replicas.admit(key, hash), Admission::New);
+        let spec = ChunkSpec {
+            chunk: CHUNK,
+            table: TableId(1),
+            time_column: None,
+            order_columns: Vec::new(),
+        };
+        let rows = Rows { key, hash, batches: Vec::new(), charge: Charge::default() };
+        replicas.prepare(spec, Arc::new(rows), Instant::now());
+        key
+    }
+
+    fn commit(seq: u64, csn: u64, prev: u64) -> Decision {
+        let links = vec![ChunkLink { chunk: CHUNK, prev: Csn(prev) }];
+        Decision { txn: txn(seq), fate: Fate::Committed { csn: Csn(csn), links } }
+    }
+
+    fn applied(replicas: &Replicas) -> (u64, u128) {
+        let report = replicas.report(&[CHUNK])[0];
+        (report.applied_csn.0, report.chain)
+    }
+
+    #[test]
+    fn commits_in_any_order_give_one_chain() {
+        let mut chains = BTreeSet::new();
+        let orders = [[1, 2, 3], [1, 3, 2], [2, 1, 3], [2, 3, 1], [3, 1, 2], [3, 2, 1]];
+        for order in orders {
+            let mut replicas = Replicas::default();
+            for seq in 1..=3 {
+                prepare(&mut replicas, seq, seq.into());
+            }
+            for seq in order {
+                let decision = commit(seq, seq * 10, (seq - 1) * 10);
+                replicas.decide(&decision, true, Instant::now());
+                // Visible at once, gap or not.
+                assert_eq!(replicas.view(CHUNK, Csn(seq * 10), None).recent.len(), {
+                    let taken = order.iter().take_while(|other| **other != seq);
+                    taken.filter(|other| **other < seq).count() + 1
+                });
+                assert_eq!(replicas.check(), Ok(()));
+            }
+            assert_eq!(applied(&replicas).0, 30);
+            chains.insert(applied(&replicas).1);
+        }
+        assert_eq!(chains.len(), 1);
+    }
+
+    #[test]
+    fn a_commit_counts_as_applied_only_when_its_decision_is_durable() {
+        let mut replicas = Replicas::default();
+        prepare(&mut replicas, 1, 1);
+        replicas.decide(&commit(1, 10, 0), false, Instant::now());
+        assert_eq!(applied(&replicas).0, 0);
+        assert!(replicas.plan_flush(CHUNK).is_none());
+        replicas.decisions_durable(&[txn(1)]);
+        let chain = chain_after(0, Csn(10), part_hash([1].into_iter()));
+        assert_eq!(applied(&replicas), (10, chain));
+    }
+
+    #[test]
+    fn a_late_repeat_of_a_flushed_part_is_not_taken_in_again() {
+        let mut replicas = Replicas::default();
+        let key = prepare(&mut replicas, 1, 1);
+        replicas.decide(&commit(1, 10, 0), true, Instant::now());
+        assert_eq!(replicas.admit(key, 1), Admission::Known);
+        assert_eq!(replicas.admit(key, 2), Admission::Conflict);
+        let to = replicas.plan_flush(CHUNK).expect("there is a commit").to;
+        let stored = Stored { flushed: to, segments: 1, bytes: 1 };
+        let released = replicas.flushed(CHUNK, stored);
+        assert_eq!(released, Released { parts: vec![key], decisions: vec![txn(1)] });
+        // The same part once more: pending, until the log is asked.
+        prepare(&mut replicas, 1, 1);
+        assert_eq!(replicas.pending(&[], Instant::now()).len(), 1);
+        let again = replicas.decide(&commit(1, 10, 0), false, Instant::now());
+        assert_eq!(again, Decided::Committed { removed: vec![key], kept: false });
+        assert!(replicas.view(CHUNK, Csn(99), None).recent.is_empty());
+        assert_eq!(replicas.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_commit_into_the_past_marks_the_chunk() {
+        let mut replicas = Replicas::default();
+        prepare(&mut replicas, 1, 1);
+        prepare(&mut replicas, 2, 2);
+        replicas.decide(&commit(1, 10, 0), true, Instant::now());
+        assert_eq!(replicas.damage(CHUNK), None);
+        replicas.decide(&commit(2, 20, 5), true, Instant::now());
+        assert!(replicas.damage(CHUNK).is_some_and(|what| what.contains("does not follow 10")));
+    }
+
+    #[test]
+    fn own_rows_are_seen_and_aborted_ones_go() {
+        let mut replicas = Replicas::default();
+        let key = prepare(&mut replicas, 1, 1);
+        assert_eq!(replicas.view(CHUNK, Csn(0), Some(txn(1))).recent.len(), 1);
+        assert_eq!(replicas.view(CHUNK, Csn(0), Some(txn(2))).recent.len(), 0);
+        let decision = Decision { txn: txn(1), fate: Fate::Aborted };
+        let decided = replicas.decide(&decision, false, Instant::now());
+        assert_eq!(decided, Decided::Aborted { removed: vec![key] });
+        assert_eq!(replicas.decide(&decision, false, Instant::now()), Decided::Unknown);
+        assert!(replicas.view(CHUNK, Csn(0), Some(txn(1))).recent.is_empty());
+    }
+
+    #[test]
+    fn removing_a_chunk_releases_all_of_it() {
+        let mut replicas = Replicas::default();
+        let first = prepare(&mut replicas, 1, 1);
+        let second = prepare(&mut replicas, 2, 2);
+        replicas.decide(&commit(1, 10, 0), true, Instant::now());
+        let released = replicas.remove(CHUNK);
+        assert_eq!(released, Released { parts: vec![first, second], decisions: vec![txn(1)] });
+        assert!(replicas.report(&[]).is_empty());
+        assert!(replicas.pending(&[], Instant::now()).is_empty());
+    }
+
+    #[test]
+    fn hashes_are_pinned() {
+        // Other crates compute the same: changing these breaks every running cluster.
+        assert_eq!(part_hash([1, 2].into_iter()), 0x4383_336a_530c_1643_aa86_cf9c_7161_68f7);
+    }
+}

@@ -1,0 +1,71 @@
+//! Errors of the chunk store.
+
+use hypertide_proto::{
+    error::{Code, RpcError},
+    ids::{ChunkId, TxnId},
+};
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk or the store's files failed.
+    #[error("{action}: {source}")]
+    Disk {
+        /// What was done, a verb phrase.
+        action: String,
+        /// Why it failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Stored bytes are wrong.
+    #[error("chunk {chunk}: {what}")]
+    Damaged {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Segment, column and offset, and what is wrong there.
+        what: String,
+    },
+    /// What was sent is malformed.
+    #[error("{0}")]
+    Invalid(String),
+    /// A part came again with other bytes.
+    #[error("part {number} of {txn} for chunk {chunk} was prepared before with other bytes")]
+    Conflict {
+        /// The transaction.
+        txn: TxnId,
+        /// The chunk.
+        chunk: ChunkId,
+        /// The part.
+        number: u32,
+    },
+    /// As much is in memory as may be.
+    #[error("{0}")]
+    Overloaded(String),
+    /// The disk is full.
+    #[error("{0}")]
+    DiskFull(String),
+    /// The directory belongs to another node or cluster, is of a newer format, or in use.
+    #[error("{0}")]
+    Identity(String),
+    /// The store is closed, or was poisoned by a failed fsync.
+    #[error("the chunk store is closed: {0}")]
+    Closed(String),
+    /// Another node refused.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+}
+
+impl From<Error> for RpcError {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::Disk { .. } => Code::Internal,
+            Error::Damaged { .. } => Code::Damaged,
+            Error::Invalid(_) | Error::Conflict { .. } => Code::Invalid,
+            Error::Overloaded(_) => Code::Overloaded,
+            Error::DiskFull(_) => Code::DiskFull,
+            Error::Identity(_) => Code::WrongNode,
+            Error::Closed(_) => Code::Unavailable,
+            Error::Rpc(error) => return error.clone(),
+        };
+        Self::new(code, error)
+    }
+}

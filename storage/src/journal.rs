@@ -1,0 +1,397 @@
+//! The journal: what must survive before it is a segment. One writer, group commit.
+//!
+//! Whatever is queued while a group is being synced becomes the next group: one redb transaction, one fsync, then all
+//! who wait are answered. Changes nobody waits for (decisions, removals) ride with the next group, or go alone after
+//! [`LAZY_DELAY`].
+//!
+//! - Changes reach the disk in the order they were submitted.
+//! - Nobody is told of a success before the fsync of its group returned.
+//! - After the first failure nothing is written any more: the store is poisoned until the process has started anew.
+//!
+//! The queue has no limit of its own: parts in it are charged to the store's memory budget, and every other change is
+//! about a part that was.
+
+use std::{
+    collections::VecDeque,
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use hypertide_proto::ids::{ChunkId, DiskId, TxnId};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableError};
+use tokio::sync::oneshot;
+
+use crate::{
+    Error,
+    store::{
+        disk::{Disk, OpenError, OpenOptionsRedb, contain, failed, open_database, sync_dir},
+        poison::Poison,
+    },
+    tables::{self, DecisionRow, PartHeader, PartKey},
+};
+
+const NAME: &str = "journal.redb";
+/// Its name until it is whole.
+const NAME_NEW: &str = "journal.redb.new";
+/// How long a change that nobody waits for may stay in memory.
+const LAZY_DELAY: Duration = Duration::from_millis(25);
+/// Payload bytes after which a group is closed, so that the first of a burst does not wait for the last.
+const GROUP_BYTES_MAX: usize = 32 << 20;
+const CACHE_BYTES: usize = 16 << 20;
+
+/// One change of the journal.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// A part came.
+    PutPart(PartKey, Box<PartHeader>, Bytes),
+    /// A part was aborted, or is in a segment.
+    RemovePart(PartKey),
+    /// A transaction was committed.
+    PutDecision(TxnId, DecisionRow),
+    /// No part of the transaction is here any more.
+    RemoveDecision(TxnId),
+}
+
+impl Change {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::PutPart(_, _, payload) => payload.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// What the journal held when it was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Recovered {
+    pub(crate) parts: Vec<(PartKey, PartHeader, Bytes)>,
+    pub(crate) decisions: Vec<(TxnId, DecisionRow)>,
+    /// Chunks of which a part has wrong bytes, and what is wrong.
+    pub(crate) damaged: Vec<(ChunkId, String)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    changes: Vec<Change>,
+    done: Option<oneshot::Sender<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    entries: VecDeque<Entry>,
+    /// When the oldest entry that nobody waits for came; `None` without one.
+    lazy_since: Option<Instant>,
+    waited_for: usize,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    poison: Arc<Poison>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The journal of a data node.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    shared: Arc<Shared>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A journal that was opened and read, whose writer does not run yet.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    database: Database,
+    pub(crate) recovered: Recovered,
+}
+
+impl Opened {
+    /// Opens the journal of `disk_id` in `dir` and reads all of it.
+    ///
+    /// Only a directory that does not count yet (see [`OpenJournal::settled`]) may lack one.
+    pub(crate) fn read(
+        disk: &dyn Disk,
+        dir: &Path,
+        disk_id: DiskId,
+        how: OpenJournal,
+    ) -> Result<Self, Error> {
+        let path = dir.join(NAME);
+        let options = OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify: how.verify };
+        let shown = path.display();
+        let lost = |why: &str| {
+            Error::Identity(format!("{shown} is not the journal of this data directory: {why}"))
+        };
+        if !path.exists() && !how.settled {
+            let database = make(disk, dir, disk_id)?;
+            return Ok(Self { database, recovered: Recovered::default() });
+        }
+        if std::fs::metadata(&path).map_or(0, |meta| meta.len()) == 0 {
+            return Err(lost("the file is missing or empty"));
+        }
+        let database =
+            open_database(disk, &path, options).map_err(|error| refusal(&path, error))?;
+        let read = contain(|| read_all(&database, disk_id));
+        let read = read.map_err(|what| refusal(&path, OpenError::Damaged(what)))?;
+        let recovered = read.map_err(failed(format_args!("read {shown}")))?;
+        let recovered = recovered.ok_or_else(|| lost("it carries another disk's id"))?;
+        Ok(Self { database, recovered })
+    }
+
+    /// Starts the writer. `durable` is told of the transactions whose decisions are on disk now.
+    pub(crate) fn start(
+        self,
+        poison: Arc<Poison>,
+        durable: impl Fn(Vec<TxnId>) + Send + 'static,
+    ) -> Result<Journal, Error> {
+        let shared = Arc::new(Shared { queue: Mutex::default(), wake: Condvar::new(), poison });
+        let writer = Writer { shared: Arc::clone(&shared), database: self.database };
+        let thread = std::thread::Builder::new().name("journal".into());
+        let thread = thread.spawn(move || writer.run(durable));
+        let thread = thread.map_err(|error| Error::Disk {
+            action: "start the journal".into(),
+            source: error.into(),
+        })?;
+        Ok(Journal { shared, writer: Mutex::new(Some(thread)) })
+    }
+}
+
+/// How a journal is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenJournal {
+    /// The directory was made completely before, so that its journal must be there.
+    pub(crate) settled: bool,
+    /// All checksums are to be verified first.
+    pub(crate) verify: bool,
+}
+
+impl Journal {
+    /// Queues changes; the receiver hears when they are durable, and is dropped when they never will be.
+    pub(crate) fn submit(&self, changes: Vec<Change>) -> oneshot::Receiver<()> {
+        let (done, heard) = oneshot::channel();
+        self.push(Entry { changes, done: Some(done) });
+        heard
+    }
+
+    /// Queues changes that nobody waits for.
+    pub(crate) fn submit_lazily(&self, changes: Vec<Change>) {
+        if !changes.is_empty() {
+            self.push(Entry { changes, done: None });
+        }
+    }
+
+    fn push(&self, entry: Entry) {
+        let mut queue = self.shared.lock();
+        if queue.closed || self.shared.poison.reason().is_some() {
+            return; // Dropping the sender tells the one who waits.
+        }
+        match &entry.done {
+            Some(_) => queue.waited_for += 1,
+            None => drop(queue.lazy_since.get_or_insert_with(Instant::now)),
+        }
+        queue.entries.push_back(entry);
+        self.shared.wake.notify_one();
+    }
+
+    /// Writes what is queued, then ends the writer.
+    pub(crate) fn close(&self) {
+        self.shared.lock().closed = true;
+        self.shared.wake.notify_one();
+        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the journal's writer panicked");
+        }
+    }
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    database: Database,
+}
+
+impl Writer {
+    fn run(self, durable: impl Fn(Vec<TxnId>)) {
+        while let Some(group) = self.next_group() {
+            let written = contain(|| write(&self.database, &group));
+            let failure = match written {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(panic) => Some(panic),
+            };
+            if let Some(failure) = failure {
+                self.shared.poison.set(format!("write of the journal failed: {failure}"));
+                self.shared.lock().entries.clear();
+                return;
+            }
+            let decided = group.iter().flat_map(|entry| &entry.changes).filter_map(|change| {
+                if let Change::PutDecision(txn, _) = change { Some(*txn) } else { None }
+            });
+            let decided: Vec<TxnId> = decided.collect();
+            if !decided.is_empty() {
+                durable(decided);
+            }
+            for done in group.into_iter().filter_map(|entry| entry.done) {
+                // The one who waited may have gone: its part is durable all the same.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Waits for a group; `None` when the journal is closed and all is written.
+    fn next_group(&self) -> Option<Vec<Entry>> {
+        let mut queue = self.shared.lock();
+        loop {
+            if queue.waited_for > 0 || queue.closed {
+                break;
+            }
+            let lazy_for = queue.lazy_since.map(|since| since.elapsed());
+            queue = match lazy_for {
+                Some(age) if age >= LAZY_DELAY => break,
+                Some(age) => {
+                    let waited = self.shared.wake.wait_timeout(queue, LAZY_DELAY - age);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        let mut bytes = 0;
+        let mut group = Vec::new();
+        while bytes < GROUP_BYTES_MAX
+            && let Some(entry) = queue.entries.pop_front()
+        {
+            bytes += entry.changes.iter().map(Change::bytes).sum::<usize>();
+            queue.waited_for -= usize::from(entry.done.is_some());
+            group.push(entry);
+        }
+        if queue.entries.is_empty() {
+            queue.lazy_since = None;
+        }
+        (!group.is_empty()).then_some(group)
+    }
+}
+
+fn write(database: &Database, group: &[Entry]) -> Result<(), redb::Error> {
+    let mut txn = database.begin_write()?;
+    txn.set_durability(Durability::Immediate)?;
+    {
+        let mut parts = txn.open_table(tables::PARTS)?;
+        let mut decisions = txn.open_table(tables::DECISIONS)?;
+        for change in group.iter().flat_map(|entry| &entry.changes) {
+            match change {
+                Change::PutPart(key, header, payload) => {
+                    let header = tables::pack(header);
+                    let length = u32::try_from(header.len()).map_err(std::io::Error::other)?;
+                    let pieces = [&length.to_be_bytes(), header.as_slice(), payload];
+                    tables::put(&mut parts, &key.to_bytes(), &pieces)?;
+                }
+                Change::RemovePart(key) => drop(parts.remove(key.to_bytes().as_slice())?),
+                Change::PutDecision(txn, row) => {
+                    tables::put(&mut decisions, &tables::txn_bytes(*txn), &[&tables::pack(row)])?;
+                }
+                Change::RemoveDecision(txn) => {
+                    drop(decisions.remove(tables::txn_bytes(*txn).as_slice())?);
+                }
+            }
+        }
+    }
+    txn.commit()?;
+    Ok(())
+}
+
+/// Makes the journal of a disk. It gets its name when it is whole.
+fn make(disk: &dyn Disk, dir: &Path, disk_id: DiskId) -> Result<Database, Error> {
+    let (path, new) = (dir.join(NAME), dir.join(NAME_NEW));
+    if new.exists() {
+        std::fs::remove_file(&new).map_err(failed("remove an unfinished journal"))?;
+    }
+    let options = OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify: false };
+    let database = open_database(disk, &new, options).map_err(|error| refusal(&new, error))?;
+    let stamp = || -> Result<(), redb::Error> {
+        let txn = database.begin_write()?;
+        let (key, body) = (tables::IDENTITY_KEY, &disk_id.0);
+        tables::put(&mut txn.open_table(tables::IDENTITY)?, key, &[body])?;
+        txn.commit()?;
+        Ok(())
+    };
+    stamp().map_err(failed("make the journal"))?;
+    std::fs::rename(&new, &path).map_err(failed("name the journal"))?;
+    sync_dir(dir)?;
+    Ok(database)
+}
+
+/// Why a journal cannot be used, in words.
+fn refusal(path: &Path, error: OpenError) -> Error {
+    let shown = path.display();
+    match error {
+        OpenError::InUse => Error::Identity(format!("{shown} is in use by another process")),
+        OpenError::Newer => Error::Identity(format!("{shown} is of a newer format")),
+        OpenError::Damaged(what) => {
+            Error::Disk { action: format!("open {shown}"), source: what.into() }
+        }
+        OpenError::Disk(source) => Error::Disk { action: format!("open {shown}"), source },
+    }
+}
+
+/// All records; `None` when the journal is another disk's.
+fn read_all(database: &Database, disk: DiskId) -> Result<Option<Recovered>, redb::Error> {
+    let txn = database.begin_read()?;
+    let identity = match txn.open_table(tables::IDENTITY) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let stamped = identity.get(tables::IDENTITY_KEY)?;
+    let stamped =
+        stamped.as_ref().and_then(|row| tables::unframe(tables::IDENTITY_KEY, row.value()));
+    if stamped != Some(&disk.0) {
+        return Ok(None);
+    }
+    let mut recovered = Recovered::default();
+    match txn.open_table(tables::PARTS) {
+        Ok(parts) => {
+            for row in parts.iter()? {
+                let (key, value) = row?;
+                recovered.take_part(key.value(), value.value());
+            }
+        }
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Some(recovered)),
+        Err(error) => return Err(error.into()),
+    }
+    for row in txn.open_table(tables::DECISIONS)?.iter()? {
+        let (key, value) = row?;
+        let decision = tables::unpack::<DecisionRow>(key.value(), value.value());
+        match tables::txn_from_bytes(key.value()).zip(decision) {
+            Some(decision) => recovered.decisions.push(decision),
+            // The transaction is pending again, and asked about again.
+            None => tracing::warn!("a decision in the journal has wrong bytes"),
+        }
+    }
+    Ok(Some(recovered))
+}
+
+impl Recovered {
+    fn take_part(&mut self, key_bytes: &[u8], value: &[u8]) {
+        let Some(key) = PartKey::from_bytes(key_bytes) else {
+            tracing::error!("the journal has a key of {} bytes", key_bytes.len());
+            return;
+        };
+        match tables::unframe(key_bytes, value).and_then(tables::split_part) {
+            Some((header, payload)) => {
+                self.parts.push((key, header, Bytes::copy_from_slice(payload)));
+            }
+            None => {
+                let what = format!("journal: {key} has wrong bytes");
+                self.damaged.push((key.chunk, what));
+            }
+        }
+    }
+}

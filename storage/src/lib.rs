@@ -1,0 +1,36 @@
+//! The chunk store of Hypertide: columnar, compressed, crash-safe, and the data node around it.
+//!
+//! Rows come as parts of transactions ([`batch`]), are journaled (`journal`) and wait in memory (`chunk`) for the log's
+//! decision. Committed rows are seen by scans (`scan`) at once, and are flushed to segments ([`segment`]) in one redb
+//! file a chunk (`store`), which `compact` keeps few. `node` registers the store with a cluster, keeps it informed,
+//! and serves it (`rpc`).
+//!
+//! - What was answered is on disk; what is on disk survives the process, whenever it ends.
+//! - Every byte that is read back is verified first. Damage stays with the chunk it is found in.
+//! - A row is visible at a snapshot exactly when its commit number is at most that, in memory or in a segment.
+//!
+//! It knows nothing of SQL, of the catalog, or of which replicas a chunk has elsewhere.
+
+pub mod batch;
+mod chunk;
+mod codec;
+mod compact;
+mod error;
+mod journal;
+mod node;
+mod rpc;
+#[cfg(test)]
+mod samples;
+mod scan;
+pub mod segment;
+mod store;
+mod tables;
+
+pub use chunk::part_hash;
+pub use error::Error;
+pub use node::{DataNode, Membership, NodeConfig};
+pub use scan::{Scan, ScanRequest, ScanStats};
+pub use store::{
+    ChunkReport, ChunkSpec, ChunkStore, Part, StoreConfig,
+    disk::{Disk, FileDisk},
+};

@@ -1,0 +1,157 @@
+//! Heartbeats: that the node lives, and how far its chunks are, told to every access node on its own.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use hypertide_proto::{
+    error::RpcError,
+    ids::ChunkId,
+    wire::meta::{ChunkProgress, HeartbeatReply, HeartbeatRequest},
+};
+
+use super::{DataNode, Membership};
+use crate::ChunkReport;
+
+const INTERVAL: Duration = Duration::from_millis(500);
+/// Shorter than the interval, so that a dead access node holds up nothing.
+const TIMEOUT: Duration = Duration::from_millis(400);
+
+/// What an access node has acknowledged.
+#[derive(Debug, Default)]
+struct Told {
+    /// `None` asks for a full report.
+    chunks: Option<BTreeMap<ChunkId, ChunkReport>>,
+}
+
+/// Sends heartbeats for ever.
+pub(super) async fn run(node: &DataNode) {
+    let mut told: BTreeMap<String, Told> = BTreeMap::new();
+    let mut tick = tokio::time::interval(INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let Some(member) = node.membership() else { continue };
+        let addresses = node.access.addresses();
+        told.retain(|address, _| addresses.contains(address));
+        for address in addresses {
+            told.entry(address).or_default();
+        }
+        let started = Instant::now();
+        let reports = node.store.report(&[]);
+        let common = common(node, &member);
+        let mut sends = Vec::with_capacity(told.len());
+        for (address, told) in &mut told {
+            sends.push(beat(node, address, told, (&common, &reports)));
+        }
+        let replies = join_all(sends).await;
+        tracing::trace!("heartbeat took {:?}", started.elapsed());
+        take_replies(node, replies.into_iter().flatten().collect()).await;
+    }
+}
+
+/// What every access node is told.
+fn common(node: &DataNode, member: &Membership) -> HeartbeatRequest {
+    HeartbeatRequest {
+        cluster: member.cluster.0.to_vec().into(),
+        rid: Some(member.rid.into()),
+        disk: node.store.identity().disk.0.to_vec().into(),
+        progress: Vec::new(),
+        full: false,
+        // Zero is what a node reports that cannot even ask: nobody will place a chunk there.
+        free_bytes: node.store.free_bytes().unwrap_or(0),
+        pid: std::process::id(),
+        damaged: node.store.damaged().into_iter().map(|chunk| chunk.0).collect(),
+    }
+}
+
+async fn beat(
+    node: &DataNode,
+    address: &str,
+    told: &mut Told,
+    (common, reports): (&HeartbeatRequest, &[ChunkReport]),
+) -> Option<HeartbeatReply> {
+    let known = told.chunks.as_ref();
+    let changed =
+        |report: &&ChunkReport| known.and_then(|known| known.get(&report.chunk)) != Some(report);
+    let request = HeartbeatRequest {
+        progress: reports.iter().filter(changed).map(progress).collect(),
+        full: known.is_none(),
+        ..common.clone()
+    };
+    match send(node, address, request).await {
+        Ok(reply) => {
+            let now = reports.iter().map(|report| (report.chunk, *report)).collect();
+            told.chunks = (!reply.resync).then_some(now);
+            Some(reply)
+        }
+        Err(error) => {
+            tracing::debug!("heartbeat to {address}: {error}");
+            None
+        }
+    }
+}
+
+async fn send(
+    node: &DataNode,
+    address: &str,
+    request: HeartbeatRequest,
+) -> Result<HeartbeatReply, RpcError> {
+    let mut client = node.channels.meta(address)?;
+    let mut request = tonic::Request::new(request);
+    request.set_timeout(TIMEOUT);
+    let reply = tokio::time::timeout(TIMEOUT, client.heartbeat(request)).await;
+    let late = |_| tonic::Status::deadline_exceeded("no answer in time");
+    Ok(reply.map_err(late)??.into_inner())
+}
+
+fn progress(report: &ChunkReport) -> ChunkProgress {
+    ChunkProgress {
+        chunk: report.chunk.0,
+        applied_csn: report.applied_csn.0,
+        rows: report.rows,
+        bytes: report.segment_bytes,
+        chain: report.chain.to_be_bytes().to_vec().into(),
+    }
+}
+
+/// Follows the access nodes, and drops chunks that the catalog dropped.
+async fn take_replies(node: &DataNode, replies: Vec<HeartbeatReply>) {
+    let mut dropped = Vec::new();
+    for reply in replies {
+        node.access.learn(reply.access.into_iter().map(|member| member.rpc).collect());
+        dropped.extend(reply.dropped.into_iter().map(ChunkId));
+    }
+    dropped.sort_unstable();
+    dropped.dedup();
+    // An empty list of chunks would name all of them.
+    if !dropped.is_empty() && !node.store.report(&dropped).is_empty() {
+        tracing::info!("remove {} chunks that the catalog dropped", dropped.len());
+        let store = Arc::clone(&node.store);
+        let work = tokio::task::spawn_blocking(move || store.drop_chunks(&dropped));
+        match work.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("remove dropped chunks: {error}"),
+            Err(error) => tracing::warn!("remove dropped chunks: {error}"),
+        }
+    }
+    save_access(node).await;
+}
+
+/// Remembers where the access nodes are, for the next start.
+async fn save_access(node: &DataNode) {
+    let mut identity = node.store.identity();
+    let mut addresses = node.access.addresses();
+    addresses.sort_unstable();
+    let mut saved = identity.access.clone();
+    saved.sort_unstable();
+    if saved != addresses {
+        identity.access = addresses;
+        if let Err(error) = node.save(identity).await {
+            tracing::warn!("remember the access nodes: {error}");
+        }
+    }
+}

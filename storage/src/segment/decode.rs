@@ -1,0 +1,212 @@
+//! Reads segments: the header once, blocks as they are wanted.
+
+use std::ops::Range;
+
+use arrow::{
+    array::{ArrayRef, AsArray},
+    datatypes::{DataType, Int64Type, SchemaRef},
+};
+use hypertide_proto::{ids::Csn, predicate::Zone};
+
+use super::{
+    Place, SegmentError, SegmentKey,
+    frame::{self, Address, Fault},
+    header::{CSN_TYPE, Entry, Header},
+    stats::Stats,
+};
+use crate::codec;
+
+/// An opened header: what the segment holds and where.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    key: SegmentKey,
+    header: Header,
+    /// What is known of each column in all rows; of the commit numbers after the last.
+    zones: Vec<Stats>,
+    /// First row of each block.
+    starts: Vec<u64>,
+    rows: u64,
+}
+
+impl Segment {
+    /// Opens a header, checking all of it.
+    pub fn open(key: SegmentKey, header: &[u8]) -> Result<Self, SegmentError> {
+        let header = Header::from_bytes(key, header)
+            .map_err(|fault| fault.at(key, "the header".to_owned()))?;
+        let merge = |entries: &Vec<Entry>| Stats::merge(entries.iter().map(|entry| &entry.stats));
+        let zones = header.columns.iter().map(merge).collect();
+        let mut rows = 0;
+        let mut starts = Vec::with_capacity(header.block_rows.len());
+        for block_rows in &header.block_rows {
+            starts.push(rows);
+            rows += u64::from(*block_rows);
+        }
+        Ok(Self { key, header, zones, starts, rows })
+    }
+
+    /// The name it was opened with.
+    #[must_use]
+    pub const fn key(&self) -> SegmentKey {
+        self.key
+    }
+
+    /// Rows in all.
+    #[must_use]
+    pub const fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Columns, without the hidden one of commit numbers.
+    #[must_use]
+    pub const fn schema(&self) -> &SchemaRef {
+        &self.header.schema
+    }
+
+    /// Least and greatest commit number of its rows; from zero to all when there are no rows.
+    #[must_use]
+    pub fn csn_range(&self) -> (Csn, Csn) {
+        self.zones.last().map_or(ALL_CSNS, csn_range)
+    }
+
+    /// Least and greatest commit number of the rows of a block; `None` when there is no such block.
+    #[must_use]
+    pub fn block_csn_range(&self, block: usize) -> Option<(Csn, Csn)> {
+        Some(csn_range(&self.entry(block, self.csn_column())?.stats))
+    }
+
+    /// What is known of a column in all rows; `None` when the segment has no such column.
+    #[must_use]
+    pub fn zone(&self, column: &str) -> Option<Zone<'_>> {
+        Some(self.zones.get(self.position(column)?)?.zone())
+    }
+
+    /// Exact sum of an integer or decimal column; `None` for other types, and when it passes 128 bits.
+    #[must_use]
+    pub fn sum(&self, column: &str) -> Option<i128> {
+        self.zones.get(self.position(column)?)?.sum()
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub const fn block_count(&self) -> usize {
+        self.header.block_rows.len()
+    }
+
+    /// Number of extents, all of which must be there.
+    #[must_use]
+    pub const fn extent_count(&self) -> usize {
+        self.header.extent_bytes.len()
+    }
+
+    /// What is known of a column in a block; `None` when the segment has no such column or block.
+    #[must_use]
+    pub fn block_zone(&self, block: usize, column: &str) -> Option<Zone<'_>> {
+        Some(self.entry(block, self.position(column)?)?.stats.zone())
+    }
+
+    /// As [`Segment::sum`], of the rows of a block.
+    #[must_use]
+    pub fn block_sum(&self, block: usize, column: &str) -> Option<i128> {
+        self.entry(block, self.position(column)?)?.stats.sum()
+    }
+
+    /// The rows of a block, as positions in the segment; empty when there is no such block.
+    #[must_use]
+    pub fn block_rows(&self, block: usize) -> Range<u64> {
+        let start = self.starts.get(block).copied().unwrap_or(self.rows);
+        let rows = self.header.block_rows.get(block).copied().unwrap_or(0);
+        start..start + u64::from(rows)
+    }
+
+    /// Where a block of a column lies, the column by its position in the schema.
+    #[must_use]
+    pub fn place(&self, block: usize, column: usize) -> Option<Place> {
+        let column = Some(column).filter(|column| *column < self.csn_column())?;
+        Some(self.entry(block, column)?.place)
+    }
+
+    /// Where the commit numbers of a block lie.
+    #[must_use]
+    pub fn csn_place(&self, block: usize) -> Option<Place> {
+        Some(self.entry(block, self.csn_column())?.place)
+    }
+
+    /// Decodes a block of a column out of the whole extent that [`Segment::place`] names.
+    pub fn decode(
+        &self,
+        block: usize,
+        column: usize,
+        extent: &[u8],
+    ) -> Result<ArrayRef, SegmentError> {
+        let missing = SegmentError::Missing { segment: self.key.segment, block, column };
+        let field = self.header.schema.fields().get(column).ok_or(missing)?;
+        self.decode_typed(block, column, field.data_type(), extent)
+    }
+
+    /// Decodes the commit numbers of a block out of the whole extent that [`Segment::csn_place`] names.
+    pub fn decode_csns(&self, block: usize, extent: &[u8]) -> Result<Vec<u64>, SegmentError> {
+        let array = self.decode_typed(block, self.csn_column(), &CSN_TYPE, extent)?;
+        let csns = array.as_primitive::<Int64Type>();
+        Ok(csns.values().iter().map(|csn| csn.cast_unsigned()).collect())
+    }
+
+    fn decode_typed(
+        &self,
+        block: usize,
+        column: usize,
+        data_type: &DataType,
+        extent: &[u8],
+    ) -> Result<ArrayRef, SegmentError> {
+        let missing = SegmentError::Missing { segment: self.key.segment, block, column };
+        let entry = self.entry(block, column).ok_or(missing)?;
+        self.decode_entry(entry, Address::block(self.key, column, block), data_type, extent)
+            .map_err(|fault| fault.at(self.key, self.place_name(block, column, entry.place)))
+    }
+
+    fn decode_entry(
+        &self,
+        entry: &Entry,
+        address: Address,
+        data_type: &DataType,
+        extent: &[u8],
+    ) -> Result<ArrayRef, Fault> {
+        let Place { offset, len, .. } = entry.place;
+        let frame = extent.get(offset..).and_then(|rest| rest.get(..len));
+        let frame = frame.ok_or_else(|| Fault::Damaged("the extent ends early".to_owned()))?;
+        let (shape, stored) = frame::unwrap(address, frame)?;
+        let zone = entry.stats.zone();
+        if (u64::from(shape.rows), u64::from(shape.nulls)) != (zone.rows, zone.nulls) {
+            let what = "the block has other numbers of rows or nulls than the header says";
+            return Err(Fault::Damaged(what.to_owned()));
+        }
+        Ok(codec::decode(data_type, &shape, stored)?)
+    }
+
+    fn place_name(&self, block: usize, column: usize, place: Place) -> String {
+        let name = match self.header.schema.fields().get(column) {
+            Some(field) => format!("column \"{}\"", field.name()),
+            None => "commit numbers".to_owned(),
+        };
+        let Place { extent, offset, .. } = place;
+        format!("{name}, block {block}, extent {extent} at offset {offset}")
+    }
+
+    fn entry(&self, block: usize, column: usize) -> Option<&Entry> {
+        self.header.columns.get(column)?.get(block)
+    }
+
+    fn position(&self, column: &str) -> Option<usize> {
+        self.header.schema.column_with_name(column).map(|(position, _)| position)
+    }
+
+    fn csn_column(&self) -> usize {
+        self.header.schema.fields().len()
+    }
+}
+
+const ALL_CSNS: (Csn, Csn) = (Csn(0), Csn(u64::MAX));
+
+/// What is not known prunes nothing.
+fn csn_range(stats: &Stats) -> (Csn, Csn) {
+    stats.range().map_or(ALL_CSNS, |(min, max)| (Csn(min), Csn(max)))
+}

@@ -1,0 +1,137 @@
+//! The header of a segment: schema, zone maps, and where each block lies.
+
+use arrow::datatypes::{DataType, SchemaRef};
+
+use super::{
+    BLOCK_ROWS, HEADER_BYTES_MAX, Place, SEGMENT_ROWS_MAX, SegmentError, SegmentKey,
+    frame::{self, Address, FRAME_BYTES, Fault},
+    schema,
+    stats::Stats,
+};
+use crate::codec::{self, CodecError, Reader, Shape, put_varint};
+
+/// What the header says of a block.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Entry {
+    pub(super) place: Place,
+    pub(super) stats: Stats,
+}
+
+/// The header as values.
+///
+/// - No block is empty or has more than [`BLOCK_ROWS`] rows; together they have at most [`SEGMENT_ROWS_MAX`].
+/// - There is an entry for each block of each column, and of the commit numbers after the last column.
+/// - Every block lies within its extent.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Header {
+    pub(super) schema: SchemaRef,
+    /// Rows of each block.
+    pub(super) block_rows: Vec<u32>,
+    /// Bytes of each extent.
+    pub(super) extent_bytes: Vec<u64>,
+    /// By column, then by block.
+    pub(super) columns: Vec<Vec<Entry>>,
+}
+
+/// The type that commit numbers count as in zone maps and blocks.
+pub(super) const CSN_TYPE: DataType = DataType::Int64;
+
+impl Header {
+    /// The header in its frame.
+    pub(super) fn to_bytes(&self, key: SegmentKey) -> Result<Vec<u8>, SegmentError> {
+        let body = self.body();
+        if body.len() > HEADER_BYTES_MAX {
+            let what = "columns and blocks are so many that the header of the segment is too large";
+            return Err(SegmentError::Invalid(what.to_owned()));
+        }
+        let squeezed = codec::squeeze(&body);
+        let body_bytes = body.len() as u32;
+        let shape = Shape { squeezed: squeezed.is_some(), body_bytes, ..Shape::default() };
+        Ok(frame::wrap(Address::header(key), &shape, &squeezed.unwrap_or(body)))
+    }
+
+    fn body(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        schema::put(&mut out, &self.schema);
+        put_varint(&mut out, self.block_rows.len() as u128);
+        self.block_rows.iter().for_each(|rows| put_varint(&mut out, (*rows).into()));
+        put_varint(&mut out, self.extent_bytes.len() as u128);
+        self.extent_bytes.iter().for_each(|bytes| put_varint(&mut out, (*bytes).into()));
+        for Entry { place, stats } in self.columns.iter().flatten() {
+            for number in [place.extent, place.offset, place.len] {
+                put_varint(&mut out, number as u128);
+            }
+            stats.put(&mut out);
+        }
+        out
+    }
+
+    /// Opens a frame and checks what lies in it.
+    pub(super) fn from_bytes(key: SegmentKey, bytes: &[u8]) -> Result<Self, Fault> {
+        let (shape, stored) = frame::unwrap(Address::header(key), bytes)?;
+        let body_bytes = shape.body_bytes as usize;
+        if body_bytes > HEADER_BYTES_MAX {
+            return Err(CodecError::Wrong("the header is larger than a header may be").into());
+        }
+        let decompressed = match shape.squeezed {
+            true => Some(codec::decompress(stored, body_bytes)?),
+            false => None,
+        };
+        let mut reader = Reader::new(decompressed.as_deref().unwrap_or(stored));
+        let header = Self::read(&mut reader)?;
+        reader.finish()?;
+        Ok(header)
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Result<Self, CodecError> {
+        let schema = schema::read(reader)?;
+        let block_rows = read_block_rows(reader)?;
+        let mut extent_bytes = Vec::new();
+        for _ in 0..reader.varint_u64()? {
+            extent_bytes.push(reader.varint_u64()?);
+        }
+        let mut columns = Vec::new();
+        let kinds = schema.fields().iter().map(|field| (field.data_type(), field.is_nullable()));
+        for (data_type, nullable) in kinds.chain([(&CSN_TYPE, false)]) {
+            let mut entries = Vec::new();
+            for rows in &block_rows {
+                let place = read_place(reader, &extent_bytes)?;
+                let stats = Stats::read(reader, data_type, (*rows).into())?;
+                if !nullable && stats.zone().nulls > 0 {
+                    return Err(CodecError::Wrong("a column that has no nulls has some"));
+                }
+                entries.push(Entry { place, stats });
+            }
+            columns.push(entries);
+        }
+        Ok(Self { schema, block_rows, extent_bytes, columns })
+    }
+}
+
+fn read_block_rows(reader: &mut Reader<'_>) -> Result<Vec<u32>, CodecError> {
+    const OUT_OF_RANGE: CodecError = CodecError::Wrong("a number of rows is out of range");
+    let mut block_rows = Vec::new();
+    let mut all = 0;
+    for _ in 0..reader.varint_u64()? {
+        let rows = reader.varint_u64()?;
+        all += rows;
+        if rows == 0 || rows > BLOCK_ROWS as u64 || all > SEGMENT_ROWS_MAX as u64 {
+            return Err(OUT_OF_RANGE);
+        }
+        block_rows.push(rows as u32);
+    }
+    Ok(block_rows)
+}
+
+fn read_place(reader: &mut Reader<'_>, extent_bytes: &[u64]) -> Result<Place, CodecError> {
+    const OUTSIDE: CodecError = CodecError::Wrong("a block lies outside of its extent");
+    let [extent, offset, len] = [reader.varint_u64()?, reader.varint_u64()?, reader.varint_u64()?];
+    let number = |number| usize::try_from(number).map_err(|_| OUTSIDE);
+    let place = Place { extent: number(extent)?, offset: number(offset)?, len: number(len)? };
+    let bytes = extent_bytes.get(place.extent).ok_or(OUTSIDE)?;
+    let end = offset.checked_add(len).ok_or(OUTSIDE)?;
+    if end > *bytes || place.len < FRAME_BYTES {
+        return Err(OUTSIDE);
+    }
+    Ok(place)
+}
