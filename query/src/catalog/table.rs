@@ -1,0 +1,108 @@
+//! A table of the image as DataFusion sees it: columns, and a scan of the chunks that the filters leave.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use datafusion::{
+    arrow::datatypes::SchemaRef,
+    catalog::{Session, TableProvider},
+    error::{DataFusionError, Result},
+    logical_expr::{Expr, TableProviderFilterPushDown, TableType},
+    physical_plan::ExecutionPlan,
+};
+use hypertide_meta::{Image, catalog::Table};
+use hypertide_proto::{
+    error::{Code, RpcError},
+    ids::NodeId,
+};
+
+use crate::{
+    context::Statement,
+    exec::{ChunkScanExec, ScanLeaf, ScanPlan},
+    prune,
+    route::{Fragment, ScanChunk, route},
+};
+
+/// A hypertable or a reference table.
+#[derive(Debug)]
+pub(crate) struct ImageTable {
+    image: Arc<Image>,
+    table: Table,
+    schema: SchemaRef,
+}
+
+impl ImageTable {
+    /// The table as it is in the image.
+    pub(crate) fn new(image: Arc<Image>, table: Table) -> Self {
+        let schema = table.columns.to_arrow();
+        Self { image, table, schema }
+    }
+
+    /// Which node reads what, if possible without the nodes that failed lately.
+    fn route(&self, chunks: &[ScanChunk], statement: &Statement) -> Result<Vec<Fragment>> {
+        route(chunks, &statement.suspects.now())
+            .or_else(|_| route(chunks, &BTreeSet::new()))
+            .map_err(|error| {
+                let message = format_args!("table \"{}\": {error}", self.table.name);
+                let error = RpcError::new(Code::Unavailable, message);
+                DataFusionError::External(Box::new(error))
+            })
+    }
+
+    fn names(&self) -> BTreeMap<NodeId, String> {
+        self.image.catalog.data_nodes().map(|node| (node.id(), node.name.clone())).collect()
+    }
+}
+
+#[async_trait]
+impl TableProvider for ImageTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    /// Every filter comes to the scan, which leaves out chunks and blocks by it, and stays above the scan, too: only
+    /// there is it exact.
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(
+        &self,
+        session: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let statement = Statement::of(session.config())?;
+        let all = self.image.catalog.chunks_of(self.table.id);
+        let kept = prune::prune(&self.table, filters, all);
+        let excluded = self.image.catalog.chunks_of(self.table.id).count() - kept.len();
+        let leaf = ScanLeaf {
+            predicate: prune::predicate(&self.table, filters),
+            chunks: kept.iter().map(|chunk| chunk.id).collect(),
+            ..ScanLeaf::of(&self.table, projection.map(Vec::as_slice))
+        };
+        let rows = kept.iter().map(|chunk| chunk.rows).sum();
+        let chunks: Vec<ScanChunk> =
+            kept.into_iter().map(|chunk| ScanChunk::new(&self.table, chunk)).collect();
+        let fragments = self.route(&chunks, &statement)?;
+        let plan = ScanPlan {
+            fragments,
+            names: self.names(),
+            excluded,
+            rows,
+            pushdown: statement.pushdown,
+        };
+        Ok(Arc::new(ChunkScanExec::planned(leaf, plan)))
+    }
+}

@@ -1,0 +1,118 @@
+//! One call of a data node: the request, and its answer as record batches.
+
+use std::time::Instant;
+
+use arrow::array::RecordBatch;
+use arrow_flight::{FlightData, decode::FlightRecordBatchStream, error::FlightError};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream, stream::BoxStream};
+use hypertide_proto::{
+    error::{Code, RpcError},
+    wire::query::{ExecuteReply, ExecuteRequest, FragmentMetrics},
+};
+use tonic::{Status, Streaming};
+
+use super::{PLAN_VERSION, remote_fragment::Place};
+use crate::{context::Statement, route::Fragment};
+
+/// What one node did for a fragment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NodeReport {
+    /// Bytes that came over the wire.
+    pub(crate) bytes: u64,
+    /// Time from the request to the last message, in microseconds.
+    pub(crate) elapsed_us: u64,
+    /// What the node itself reported with its last message.
+    pub(crate) node: Option<FragmentMetrics>,
+}
+
+/// The rows of a fragment whose first batch has arrived, or that has none.
+pub(super) struct Opened {
+    pub(super) rows: BoxStream<'static, Result<RecordBatch, RpcError>>,
+}
+
+/// Sends a plan to the node of a fragment and waits for its first batch.
+pub(super) async fn send(
+    statement: &Statement,
+    fragment: &Fragment,
+    plan: Bytes,
+    place: Place,
+) -> Result<Opened, RpcError> {
+    let started = Instant::now();
+    let deadline = tokio::time::Instant::from_std(statement.deadline);
+    let image = &statement.snapshot.image;
+    let node = image.catalog.data_node(fragment.node).ok_or_else(|| {
+        RpcError::new(Code::NotFound, format_args!("data node {} is gone", fragment.node))
+    })?;
+    let mut client = statement.channels.fragments(&node.rpc)?;
+    let request = request(statement, plan)?;
+    let answer = tokio::time::timeout_at(deadline, client.execute(request));
+    let messages = answer.await.map_err(|_| out_of_time())??.into_inner();
+    let messages = messages_until(messages, deadline);
+    let mut report = NodeReport::default();
+    let data = messages.filter_map(move |message| {
+        let data = message.map_err(|status| FlightError::Tonic(Box::new(status))).map(|message| {
+            report.bytes += (message.header.len() + message.body.len()) as u64;
+            report.elapsed_us = started.elapsed().as_micros() as u64;
+            if let Some(metrics) = message.metrics {
+                report.node = Some(metrics);
+                place.put(report.clone());
+                return None;
+            }
+            place.put(report.clone());
+            let data = FlightData::new();
+            Some(data.with_data_header(message.header).with_data_body(message.body))
+        });
+        futures::future::ready(data.transpose())
+    });
+    let mut rows = FlightRecordBatchStream::new_from_flight_data(data.boxed());
+    let first = rows.next().await.transpose().map_err(flight_error)?;
+    let rest = rows.map(|batch| batch.map_err(flight_error));
+    Ok(Opened { rows: stream::iter(first.map(Ok)).chain(rest).boxed() })
+}
+
+fn request(statement: &Statement, plan: Bytes) -> Result<ExecuteRequest, RpcError> {
+    let cluster = statement
+        .catalog
+        .cluster()
+        .ok_or_else(|| RpcError::new(Code::Unavailable, "this node belongs to no cluster yet"))?;
+    let left = statement.deadline.saturating_duration_since(Instant::now());
+    Ok(ExecuteRequest {
+        cluster: cluster.0.to_vec().into(),
+        snapshot: statement.snapshot.csn.0,
+        own_txn: statement.snapshot.own.map(Into::into),
+        plan_version: PLAN_VERSION,
+        plan,
+        access_rpc: statement.catalog.rpc(),
+        deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+        trace: statement.trace.clone(),
+        settings: statement.settings.clone(),
+    })
+}
+
+/// The messages, or an error when the next one does not come in time.
+fn messages_until(
+    messages: Streaming<ExecuteReply>,
+    deadline: tokio::time::Instant,
+) -> impl Stream<Item = Result<ExecuteReply, Status>> + Send {
+    stream::unfold(Some(messages), move |messages| async move {
+        let mut messages = messages?;
+        match tokio::time::timeout_at(deadline, messages.message()).await {
+            Ok(Ok(Some(message))) => Some((Ok(message), Some(messages))),
+            Ok(Ok(None)) => None,
+            Ok(Err(status)) => Some((Err(status), None)),
+            Err(_) => Some((Err(out_of_time().into()), None)),
+        }
+    })
+}
+
+fn out_of_time() -> RpcError {
+    RpcError::new(Code::DeadlineExceeded, "the data node did not answer in time")
+}
+
+fn flight_error(error: FlightError) -> RpcError {
+    match error {
+        FlightError::Tonic(status) => RpcError::from(*status),
+        other => RpcError::new(Code::Internal, other),
+    }
+}

@@ -1,0 +1,34 @@
+//! SQL functions of our own, one a file. Access nodes and data nodes register the same.
+
+mod calendar;
+mod first_last;
+mod now;
+mod product;
+#[cfg(test)]
+mod tests;
+mod time_bucket;
+
+use datafusion::{
+    error::Result,
+    execution::SessionState,
+    logical_expr::{AggregateUDF, ScalarUDF, registry::FunctionRegistry},
+};
+use first_last::{End, FirstLast};
+use product::Product;
+
+/// Adds them to a state that holds DataFusion's own, and replaces those of the same name.
+pub(crate) fn register(state: &mut SessionState) -> Result<()> {
+    let scalars = [
+        ScalarUDF::from(now::Now::new()),
+        ScalarUDF::from(time_bucket::TimeBucket::new()),
+        ScalarUDF::from(Product::version()),
+        ScalarUDF::from(Product::current_database()),
+    ];
+    for function in scalars {
+        state.register_udf(function.into())?;
+    }
+    for end in [End::First, End::Last] {
+        state.register_udaf(AggregateUDF::from(FirstLast::new(end)).into())?;
+    }
+    Ok(())
+}

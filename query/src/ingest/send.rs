@@ -1,0 +1,548 @@
+//! Writes one transaction: chunks are found or made, rows are encoded once and prepared on every replica, and one
+//! record commits them.
+//!
+//! Rows are taken in while earlier ones are still on their way, so many at a time that memory stays bounded. Encoded
+//! parts are kept until the end: when the replicas of a chunk change in between, the missing ones are sent again. A
+//! writer that is dropped before it has ended aborts its transaction in the background.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arrow::array::RecordBatch;
+use hypertide_meta::{
+    Error as MetaError,
+    catalog::{Chunk, Command, CommitPart, CommitRecord, Outcome, Reject, Rule, Table, TableKind},
+};
+use hypertide_proto::{
+    decision::{Decision, Fate},
+    ids::{ChunkId, Rid, TableId, TxnId, WriteId},
+};
+use hypertide_storage::batch::{Encoded, encode};
+use tokio::task::JoinSet;
+
+use super::{
+    check::check_rows,
+    deliver::{Delivery, Shipment, decide, prepare},
+    split::{Group, split},
+};
+use crate::{Engine, Error};
+
+/// Encoded bytes that a transaction keeps for sending them again.
+const KEPT_BYTES_MAX: usize = 256 << 20;
+/// Deliveries of one transaction that may be under way.
+const DELIVERIES_MAX: usize = 8;
+/// Rows of a part take about so many bytes at most before they are encoded.
+const PART_BYTES: usize = 8 << 20;
+/// Time that the log has to say what became of a transaction whose commit got no answer.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before a delivery or a proposal is tried again.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
+
+/// Name under which a write is recognised, and the hash of what it writes.
+pub(crate) type WriteTag = (WriteId, u128);
+
+/// How a commit ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Committed {
+    /// It took effect in the log's entry of this index.
+    Now(u64),
+    /// Its write id was seen before, with so many rows.
+    Before(u64),
+    /// It had no rows.
+    Empty,
+}
+
+/// One chunk's part of the transaction.
+#[derive(Debug)]
+struct Share {
+    chunk: Chunk,
+    table: Arc<Table>,
+    parts: Vec<Arc<Encoded>>,
+    rows: u64,
+    /// Parts that each disk has durably.
+    acks: BTreeMap<Rid, BTreeSet<u32>>,
+}
+
+impl Share {
+    /// Disks that hold every part.
+    fn covered(&self) -> Vec<Rid> {
+        let whole = |acks: &BTreeSet<u32>| acks.len() == self.parts.len();
+        self.acks.iter().filter(|(_, acks)| whole(acks)).map(|(rid, _)| *rid).collect()
+    }
+
+    /// Disks whose acknowledgement the commit needs.
+    fn needed(&self) -> impl Iterator<Item = Rid> {
+        self.chunk.in_sync.iter().copied().chain(self.chunk.joining.iter().map(|(rid, _)| *rid))
+    }
+}
+
+/// Writes one transaction.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    engine: Arc<Engine>,
+    txn: TxnId,
+    shares: BTreeMap<ChunkId, Share>,
+    found: HashMap<(TableId, Vec<i64>), ChunkId>,
+    under_way: JoinSet<Delivery>,
+    failed: Option<Error>,
+    kept_bytes: usize,
+    /// Whether a commit was sent whose answer got lost.
+    unsure: bool,
+    ended: bool,
+}
+
+impl Writer {
+    /// A writer of a new transaction.
+    pub(crate) fn new(engine: &Arc<Engine>) -> Self {
+        Self {
+            engine: Arc::clone(engine),
+            txn: engine.catalog.begin(),
+            shares: BTreeMap::new(),
+            found: HashMap::new(),
+            under_way: JoinSet::new(),
+            failed: None,
+            kept_bytes: 0,
+            unsure: false,
+            ended: false,
+        }
+    }
+
+    /// The transaction.
+    pub(crate) fn txn(&self) -> TxnId {
+        self.txn
+    }
+
+    /// Takes rows whose columns are exactly the table's.
+    pub(crate) async fn write(
+        &mut self,
+        table: &Arc<Table>,
+        rows: RecordBatch,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        // The statement may take long; each of its steps may not.
+        let deadline = deadline.min(Instant::now() + self.engine.config.commit_deadline);
+        let cut = Arc::clone(table);
+        let groups = blocking(move || {
+            check_rows(&cut, &rows)?;
+            split(&cut, &rows)
+        })
+        .await?;
+        self.find_chunks(table, &groups, deadline).await?;
+        let groups = groups.into_iter().flat_map(|group| {
+            let key = (table.id, group.key);
+            cut_rows(group.rows).into_iter().map(move |rows| (key.clone(), rows))
+        });
+        let mut encoding = JoinSet::new();
+        for (number, (key, rows)) in groups.enumerate() {
+            encoding.spawn_blocking(move || (number, key, encode(&rows)));
+        }
+        let mut encoded = encoding.join_all().await;
+        encoded.sort_by_key(|(number, ..)| *number);
+        let mut fresh: BTreeMap<ChunkId, Vec<u32>> = BTreeMap::new();
+        for (_, key, part) in encoded {
+            let (chunk, number) = self.keep(&key, part?)?;
+            fresh.entry(chunk).or_default().push(number);
+        }
+        self.send_fresh(fresh, deadline).await
+    }
+
+    /// Waits until all that was taken is durable everywhere, so that the transaction itself can read it.
+    pub(crate) async fn flush(&mut self, deadline: Instant) -> Result<(), Error> {
+        while !self.under_way.is_empty() {
+            self.join_one().await;
+        }
+        self.cover(deadline).await
+    }
+
+    /// Commits. After an error the transaction is aborted, unless the error says that its outcome is unknown.
+    pub(crate) async fn commit(
+        mut self,
+        write: Option<WriteTag>,
+        deadline: Instant,
+    ) -> Result<Committed, Error> {
+        if self.shares.is_empty() && write.is_none() {
+            self.ended = true;
+            return Ok(Committed::Empty);
+        }
+        match self.propose(write, deadline).await {
+            Err(error) if self.unsure => self.settle(error).await,
+            result => result,
+        }
+    }
+
+    /// Proposes the commit until the log has answered.
+    async fn propose(
+        &mut self,
+        write: Option<WriteTag>,
+        deadline: Instant,
+    ) -> Result<Committed, Error> {
+        loop {
+            self.flush(deadline).await?;
+            let record = self.record(write);
+            crate::shield::raise();
+            let proposal = self.engine.catalog.propose(Command::Commit(record), deadline).await;
+            match proposal {
+                Ok((index, Ok(Outcome::Committed { decision, .. }))) => {
+                    return Ok(self.committed(index, decision, deadline).await);
+                }
+                Ok((_, Ok(Outcome::Duplicate { rows, .. }))) => return Ok(Committed::Before(rows)),
+                Ok((_, Ok(_))) => return Err(Error::of("40001", "the transaction was aborted")),
+                Ok((_, Err(Reject::Uncovered(chunk)))) => self.learn(*chunk),
+                Ok((_, Err(reject))) => return Err(reject.into()),
+                Err(error) => {
+                    self.unsure |= matches!(error, MetaError::Unknown(_));
+                    if Instant::now() + RETRY_DELAY >= deadline {
+                        return Err(error.into());
+                    }
+                    // Proposing again is harmless: the first in the log wins.
+                    tokio::time::sleep(RETRY_DELAY).await;
+                }
+            }
+        }
+    }
+
+    async fn committed(&mut self, index: u64, decision: Decision, deadline: Instant) -> Committed {
+        self.ended = true;
+        self.tell(decision);
+        // The commit stands, whether or not the catalog here has caught up with it.
+        self.engine.catalog.applied(index, deadline).await.ok();
+        Committed::Now(index)
+    }
+
+    /// After a proposal whose answer got lost, and an error since: an abort in the log makes the outcome certain,
+    /// since the first of the two wins.
+    async fn settle(&mut self, error: Error) -> Result<Committed, Error> {
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        let abort = Command::Abort { txn: self.txn };
+        match self.engine.catalog.propose(abort, deadline).await {
+            Ok((index, Ok(Outcome::Committed { decision, .. }))) => {
+                Ok(self.committed(index, decision, deadline).await)
+            }
+            Ok((_, Ok(_))) if error.state.0 == "08007" => {
+                let message = "the transaction was aborted: the log did not answer in time";
+                Err(Error::of("57P03", message))
+            }
+            Ok((_, Ok(_))) => Err(error),
+            Ok((_, Err(reject))) => Err(self.unknown(&reject)),
+            Err(lost) => Err(self.unknown(&lost)),
+        }
+    }
+
+    fn unknown(&self, why: &dyn std::fmt::Display) -> Error {
+        let message = format_args!("transaction resolution unknown: {why}");
+        let detail = format_args!("Transaction {} may have been committed.", self.txn);
+        Error::of("08007", message).with_detail(detail)
+    }
+
+    fn record(&self, write: Option<WriteTag>) -> CommitRecord {
+        let part = |share: &Share| CommitPart {
+            chunk: share.chunk.id,
+            epoch: share.chunk.epoch,
+            acks: share.covered(),
+            hash: hypertide_storage::part_hash(share.parts.iter().map(|part| part.hash)),
+            rows: share.rows,
+            table_version: share.table.version,
+        };
+        CommitRecord { txn: self.txn, write, parts: self.shares.values().map(part).collect() }
+    }
+
+    /// Makes sure that every group has its chunk.
+    async fn find_chunks(
+        &mut self,
+        table: &Arc<Table>,
+        groups: &[Group],
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let mut missing = Vec::new();
+        let image = self.engine.catalog.image();
+        for group in groups {
+            let key = (table.id, group.key.clone());
+            if self.found.contains_key(&key) {
+                continue;
+            }
+            let holds = |chunk: &&Chunk| {
+                chunk.state == hypertide_meta::catalog::ChunkState::Open
+                    && chunk.slices.len() == group.point.len()
+                    && chunk.slices.iter().zip(&group.point).all(|(slice, at)| slice.contains(*at))
+            };
+            let known = image.catalog.chunks_of(table.id).filter(holds);
+            match known.max_by_key(|chunk| chunk.generation) {
+                Some(chunk) => self.take(table, key, chunk.clone()),
+                None => missing.push(group),
+            }
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let points = missing.iter().map(|group| group.point.clone()).collect();
+        let command = Command::EnsureChunks { table: table.id, points };
+        let (_, answer) = self.engine.catalog.propose(command, deadline).await?;
+        let Outcome::Chunks(chunks) = answer? else {
+            return Err(Error::of("XX000", "the catalog gave no chunks"));
+        };
+        for (group, chunk) in missing.iter().zip(chunks) {
+            self.take(table, (table.id, group.key.clone()), chunk);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, table: &Arc<Table>, key: (TableId, Vec<i64>), chunk: Chunk) {
+        self.found.insert(key, chunk.id);
+        self.shares.entry(chunk.id).or_insert_with(|| Share {
+            chunk,
+            table: Arc::clone(table),
+            parts: Vec::new(),
+            rows: 0,
+            acks: BTreeMap::new(),
+        });
+    }
+
+    /// Keeps an encoded part, and gives its number.
+    fn keep(&mut self, key: &(TableId, Vec<i64>), part: Encoded) -> Result<(ChunkId, u32), Error> {
+        self.kept_bytes += part.payload.len();
+        if self.kept_bytes > KEPT_BYTES_MAX {
+            let limit = KEPT_BYTES_MAX >> 20;
+            let message = format_args!(
+                "transaction too large: its rows take more than {limit} MiB compressed"
+            );
+            return Err(
+                Error::of("53200", message).with_hint("Write the rows in several transactions.")
+            );
+        }
+        let share = self.found.get(key).and_then(|chunk| self.shares.get_mut(chunk));
+        let share = share.ok_or_else(|| Error::of("XX000", "rows without a chunk"))?;
+        share.rows += u64::from(part.rows);
+        share.parts.push(Arc::new(part));
+        let number = u32::try_from(share.parts.len() - 1)
+            .map_err(|_| Error::of("54000", "transaction has too many parts"))?;
+        Ok((share.chunk.id, number))
+    }
+
+    /// Sends new parts to every replica, one delivery a disk, and waits while too many are under way.
+    async fn send_fresh(
+        &mut self,
+        fresh: BTreeMap<ChunkId, Vec<u32>>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let mut by_disk: BTreeMap<Rid, Vec<(ChunkId, u32)>> = BTreeMap::new();
+        for (chunk, numbers) in fresh {
+            let Some(share) = self.shares.get(&chunk) else { continue };
+            for rid in share.needed() {
+                by_disk
+                    .entry(rid)
+                    .or_default()
+                    .extend(numbers.iter().map(|number| (chunk, *number)));
+            }
+        }
+        for (rid, parts) in by_disk {
+            while self.under_way.len() >= DELIVERIES_MAX {
+                self.join_one().await;
+            }
+            self.send(rid, parts, deadline);
+        }
+        // A refusal that no other attempt can mend ends the statement at once.
+        self.failed.take().map_or(Ok(()), Err)
+    }
+
+    fn send(&mut self, rid: Rid, numbers: Vec<(ChunkId, u32)>, deadline: Instant) {
+        let parts = numbers
+            .iter()
+            .filter_map(|(chunk, number)| {
+                let share = self.shares.get(chunk)?;
+                let part = share.parts.get(*number as usize)?;
+                Some(wire_part(share, *number, part))
+            })
+            .collect();
+        let (engine, txn) = (Arc::clone(&self.engine), self.txn);
+        self.under_way.spawn(async move {
+            let outcome = prepare(&engine, Shipment { txn, rid, parts }, deadline).await;
+            Delivery { rid, numbers, outcome }
+        });
+    }
+
+    /// Waits for a delivery and takes note of it.
+    async fn join_one(&mut self) {
+        match self.under_way.join_next().await {
+            Some(Ok(Delivery { rid, numbers, outcome: Ok(()) })) => {
+                for (chunk, number) in numbers {
+                    if let Some(share) = self.shares.get_mut(&chunk) {
+                        share.acks.entry(rid).or_default().insert(number);
+                    }
+                }
+            }
+            // What may be mended is tried again when everything must be covered.
+            Some(Ok(Delivery { outcome: Err(error), .. })) if error.transient => {}
+            Some(Ok(Delivery { outcome: Err(error), .. })) => {
+                self.failed.get_or_insert(error.error);
+            }
+            Some(Err(error)) => {
+                self.failed.get_or_insert(Error::of("XX000", error));
+            }
+            None => {}
+        }
+    }
+
+    /// Sends what replicas still lack until none lacks anything.
+    async fn cover(&mut self, deadline: Instant) -> Result<(), Error> {
+        loop {
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
+            self.refresh();
+            let missing = self.missing();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            let before = missing.clone();
+            for (rid, parts) in missing {
+                self.send(rid, parts, deadline);
+            }
+            while !self.under_way.is_empty() {
+                self.join_one().await;
+            }
+            if self.missing() != before {
+                continue;
+            }
+            if Instant::now() + RETRY_DELAY >= deadline {
+                let names: Vec<String> = before.keys().map(|rid| self.node_name(*rid)).collect();
+                let message =
+                    format_args!("data node {} did not take the rows in time", names.join(", "));
+                return Err(Error::of("57P03", message));
+            }
+            tokio::time::sleep(RETRY_DELAY).await;
+        }
+    }
+
+    fn node_name(&self, rid: Rid) -> String {
+        let image = self.engine.catalog.image();
+        image.catalog.data_node(rid.node).map_or_else(|| rid.to_string(), |node| node.name.clone())
+    }
+
+    /// Parts that replicas of now lack.
+    fn missing(&self) -> BTreeMap<Rid, Vec<(ChunkId, u32)>> {
+        let mut missing: BTreeMap<Rid, Vec<(ChunkId, u32)>> = BTreeMap::new();
+        for (id, share) in &self.shares {
+            for rid in share.needed() {
+                let acks = share.acks.get(&rid);
+                let lacks = (0..share.parts.len() as u32)
+                    .filter(|number| !acks.is_some_and(|acks| acks.contains(number)))
+                    .map(|number| (*id, number));
+                let lacks: Vec<(ChunkId, u32)> = lacks.collect();
+                if !lacks.is_empty() {
+                    missing.entry(rid).or_default().extend(lacks);
+                }
+            }
+        }
+        missing
+    }
+
+    /// Takes over what the catalog here says of the chunks by now.
+    fn refresh(&mut self) {
+        let image = self.engine.catalog.image();
+        for (id, share) in &mut self.shares {
+            if let Some(chunk) =
+                image.catalog.chunk(*id).filter(|chunk| chunk.epoch >= share.chunk.epoch)
+            {
+                share.chunk = chunk.clone();
+            }
+        }
+    }
+
+    fn learn(&mut self, chunk: Chunk) {
+        if let Some(share) = self.shares.get_mut(&chunk.id) {
+            share.chunk = chunk;
+        }
+    }
+
+    /// Tells the data nodes in the background what became of the transaction.
+    fn tell(&self, decision: Decision) {
+        let disks: BTreeSet<Rid> = self
+            .shares
+            .values()
+            .flat_map(|share| share.acks.keys().copied().chain(share.needed()))
+            .collect();
+        tokio::spawn(decide(Arc::clone(&self.engine), disks, decision));
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.ended || self.shares.is_empty() {
+            return;
+        }
+        self.under_way.abort_all();
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (engine, txn) = (Arc::clone(&self.engine), self.txn);
+        let disks: BTreeSet<Rid> = self
+            .shares
+            .values()
+            .flat_map(|share| share.acks.keys().copied().chain(share.needed()))
+            .collect();
+        runtime.spawn(async move {
+            let deadline = Instant::now() + engine.config.commit_deadline;
+            let answer = engine.catalog.propose(Command::Abort { txn }, deadline).await;
+            // The log decides: a commit without an answer may have come before.
+            let fate = match answer {
+                Ok((_, Ok(Outcome::Committed { decision, .. }))) => decision.fate,
+                Ok((_, Ok(_))) => Fate::Aborted,
+                Ok((_, Err(reject))) => return tracing::warn!(%txn, %reject, "abort refused"),
+                Err(error) => return tracing::warn!(%txn, %error, "abort without an answer"),
+            };
+            decide(engine, disks, Decision { txn, fate }).await;
+        });
+    }
+}
+
+/// The message of a part.
+fn wire_part(share: &Share, number: u32, part: &Encoded) -> hypertide_proto::wire::storage::Part {
+    let mut spec = hypertide_proto::wire::storage::ChunkSpec {
+        chunk: share.chunk.id.0,
+        table: share.table.id.0,
+        ..Default::default()
+    };
+    if let TableKind::Hypertable(hypertable) = &share.table.kind {
+        for dimension in &hypertable.dimensions {
+            match dimension.rule {
+                Rule::Time { .. } => spec.time_column.clone_from(&dimension.column),
+                Rule::Hash { .. } => spec.order_columns.push(dimension.column.clone()),
+            }
+        }
+    }
+    hypertide_proto::wire::storage::Part {
+        spec: Some(spec),
+        epoch: share.chunk.epoch.0,
+        part: number,
+        rows: part.rows,
+        hash: part.hash.to_be_bytes().to_vec().into(),
+        payload: part.payload.clone(),
+        decoded_bytes: part.decoded_bytes,
+    }
+}
+
+/// Cuts rows so that no part is much larger than [`PART_BYTES`].
+fn cut_rows(rows: RecordBatch) -> Vec<RecordBatch> {
+    let sizes =
+        rows.columns().iter().map(|array| array.to_data().get_slice_memory_size().unwrap_or(0));
+    let bytes: usize = sizes.sum();
+    let count = rows.num_rows();
+    let pieces = bytes.div_ceil(PART_BYTES).max(1);
+    let length = count.div_ceil(pieces).max(1);
+    (0..count).step_by(length).map(|start| rows.slice(start, length.min(count - start))).collect()
+}
+
+/// Runs work that takes a while on a thread that may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::of("XX000", error)),
+    }
+}
+
+#[cfg(test)]
+#[path = "send_tests.rs"]
+mod tests;

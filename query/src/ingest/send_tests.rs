@@ -1,0 +1,97 @@
+//! A commit whose answer gets lost: the writer says it was committed, aborted, or that nobody knows, and never the wrong
+//! one of these.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use hypertide_meta::{Answer, CatalogWriter, Image, MemoryCatalog};
+use hypertide_proto::{client::Channels, ids::ClusterId};
+
+use super::*;
+use crate::EngineConfig;
+
+/// A catalog whose first answers get lost.
+#[derive(Debug)]
+struct Lossy {
+    inner: MemoryCatalog,
+    /// Proposals whose answer gets lost before one is answered.
+    lost: AtomicUsize,
+    /// Whether those are applied all the same.
+    applied: bool,
+}
+
+#[async_trait]
+impl CatalogWriter for Lossy {
+    fn cluster(&self) -> Option<ClusterId> {
+        self.inner.cluster()
+    }
+
+    fn image(&self) -> Arc<Image> {
+        self.inner.image()
+    }
+
+    async fn barrier(&self, deadline: Instant) -> Result<Arc<Image>, MetaError> {
+        self.inner.barrier(deadline).await
+    }
+
+    async fn applied(&self, index: u64, deadline: Instant) -> Result<Arc<Image>, MetaError> {
+        self.inner.applied(index, deadline).await
+    }
+
+    async fn propose(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<(u64, Answer), MetaError> {
+        let take = |lost: usize| lost.checked_sub(1);
+        if self.lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_err() {
+            return self.inner.propose(command, deadline).await;
+        }
+        if self.applied {
+            self.inner.propose(command, deadline).await?.1.ok();
+        }
+        Err(MetaError::Unknown("the answer got lost".into()))
+    }
+
+    fn begin(&self) -> TxnId {
+        self.inner.begin()
+    }
+
+    fn rpc(&self) -> String {
+        self.inner.rpc()
+    }
+}
+
+/// Commits a transaction without rows under a write id, with time for `lost + 1` proposals at most.
+async fn commit(lost: usize, applied: bool, patience: Duration) -> Result<Committed, Error> {
+    let inner = MemoryCatalog::default();
+    let catalog = Arc::new(Lossy { inner, lost: AtomicUsize::new(lost), applied });
+    let engine = Engine::new(catalog, Channels::default(), EngineConfig::default());
+    let writer = Writer::new(&engine.expect("an engine"));
+    writer.commit(Some((WriteId([1; 16]), 7)), Instant::now() + patience).await
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_asked_for_again() {
+    for applied in [true, false] {
+        let committed = commit(1, applied, Duration::from_secs(60)).await;
+        assert!(matches!(committed, Ok(Committed::Now(_))), "{committed:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_abort_settles_what_is_unknown() {
+    // There is no time to propose again, but the abort is answered.
+    let committed = commit(1, true, Duration::ZERO).await;
+    assert!(matches!(committed, Ok(Committed::Now(_))), "{committed:?}");
+    let aborted = commit(1, false, Duration::ZERO).await.expect_err("it was not applied");
+    assert_eq!(aborted.state.0, "57P03", "{aborted}");
+}
+
+#[tokio::test]
+async fn what_nobody_answers_stays_unknown() {
+    for applied in [true, false] {
+        let unknown = commit(usize::MAX, applied, Duration::ZERO).await.expect_err("no answer");
+        assert_eq!(unknown.state.0, "08007", "{unknown}");
+    }
+}

@@ -1,0 +1,153 @@
+//! Splitting against its laws: no row is lost or doubled, every row lies in the box of its group's point, and pruning
+//! by a row's own values always keeps its chunk.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, StringArray, TimestampMicrosecondArray};
+use datafusion::{
+    common::ScalarValue,
+    logical_expr::{Expr, col, lit},
+};
+use hypertide_meta::catalog::{Chunk, ChunkState, Dimension, Hypertable};
+use hypertide_proto::{
+    ids::{ChunkId, Csn, DimensionId, Epoch, Generation, NodeId, TableId},
+    partition::bucket_range,
+    schema::{Column, ColumnType, TableSchema, UTC},
+    time::TimeRange,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::prune::prune;
+
+const INTERVAL: i64 = 1000;
+
+fn table(buckets: usize) -> Table {
+    let column = |name: &str, column_type| Column {
+        name: name.into(),
+        column_type,
+        nullable: true,
+        default: None,
+    };
+    let dimension = |number: u64, column: &str, rule| Dimension {
+        id: DimensionId(number),
+        column: column.into(),
+        rule,
+    };
+    Table {
+        id: TableId(1),
+        schema: "public".into(),
+        name: "t".into(),
+        owner: "ann".into(),
+        columns: TableSchema {
+            columns: vec![
+                column("time", ColumnType::TimestampTz),
+                column("place", ColumnType::Text),
+                column("number", ColumnType::BigInt),
+            ],
+        },
+        version: 1,
+        kind: TableKind::Hypertable(Hypertable {
+            distributed: true,
+            dimensions: vec![
+                dimension(1, "time", Rule::Time { interval: INTERVAL, now_function: None }),
+                dimension(2, "place", Rule::Hash { buckets: vec![vec![NodeId(1)]; buckets] }),
+            ],
+            replication_factor: 1,
+            min_in_sync: 1,
+            data_nodes: vec![NodeId(1)],
+            chunk_schema: "c".into(),
+            chunk_prefix: "p".into(),
+            next_chunk: 1,
+        }),
+        created_ms: 0,
+    }
+}
+
+fn rows(values: &[(i64, Option<String>)]) -> RecordBatch {
+    let times: TimestampMicrosecondArray = values.iter().map(|(time, _)| Some(*time)).collect();
+    let places: StringArray = values.iter().map(|(_, place)| place.as_deref()).collect();
+    let numbers: Int64Array = (0..values.len() as i64).map(Some).collect();
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(times.with_timezone(UTC)), Arc::new(places), Arc::new(numbers)];
+    RecordBatch::try_new(table(1).columns.to_arrow(), columns).expect("the columns fit")
+}
+
+fn numbers(group: &Group) -> Vec<i64> {
+    group.rows.column(2).as_primitive::<Int64Type>().values().to_vec()
+}
+
+/// The chunk of a group, as the catalog would make it.
+fn chunk(group: &Group, buckets: u16) -> Chunk {
+    let time = TimeRange::aligned(group.point[0], INTERVAL);
+    let place = bucket_range(bucket(group.point[1], buckets), buckets);
+    Chunk {
+        id: ChunkId(1),
+        table: TableId(1),
+        name: "c".into(),
+        slices: vec![time, place],
+        generation: Generation(1),
+        state: ChunkState::Open,
+        epoch: Epoch(0),
+        in_sync: Vec::new(),
+        joining: Vec::new(),
+        left: Vec::new(),
+        last_csn: Csn(0),
+        chain: 0,
+        rows: 0,
+        created_ms: 0,
+    }
+}
+
+proptest! {
+    #[test]
+    fn rows_lie_where_pruning_looks_for_them(
+        values in proptest::collection::vec((-5_000i64..5_000, proptest::option::of("[a-f]{0,2}")), 1..40),
+        buckets in 1u16..6,
+    ) {
+        let table = table(buckets.into());
+        let groups = split(&table, &rows(&values)).expect("the rows are right");
+        let mut seen: Vec<i64> = groups.iter().flat_map(numbers).collect();
+        seen.sort_unstable();
+        prop_assert_eq!(seen, (0..values.len() as i64).collect::<Vec<_>>());
+        for group in &groups {
+            let chunk = chunk(group, buckets);
+            for number in numbers(group) {
+                let (time, place) = &values[number as usize];
+                prop_assert!(chunk.slices[0].contains(*time));
+                let moment = ScalarValue::TimestampMicrosecond(Some(*time), Some(UTC.into()));
+                let place: Expr = match place {
+                    Some(place) => col("place").eq(lit(place.clone())),
+                    None => col("place").is_null(),
+                };
+                let filters = [col("time").eq(lit(moment)), place];
+                prop_assert_eq!(prune(&table, &filters, std::iter::once(&chunk)).len(), 1);
+            }
+        }
+        let mut keys: Vec<&Vec<i64>> = groups.iter().map(|group| &group.key).collect();
+        keys.sort();
+        keys.dedup();
+        prop_assert_eq!(keys.len(), groups.len());
+    }
+}
+
+#[test]
+fn rows_of_one_chunk_are_not_copied() {
+    let batch = rows(&[(1, Some("a".into())), (2, Some("a".into())), (3, Some("a".into()))]);
+    let groups = split(&table(4), &batch).expect("the rows are right");
+    assert_eq!(groups.len(), 1);
+    assert!(groups[0].rows.column(0).to_data().ptr_eq(&batch.column(0).to_data()));
+}
+
+#[test]
+fn times_that_lie_in_no_chunk_are_refused() {
+    let infinite = split(&table(1), &rows(&[(i64::MAX, None)])).expect_err("infinity");
+    assert_eq!(infinite.state.0, "22008");
+    let mut columns = rows(&[(1, None)]).columns().to_vec();
+    columns[0] = arrow::array::new_null_array(columns[0].data_type(), 1);
+    let batch =
+        RecordBatch::try_new(table(1).columns.to_arrow(), columns).expect("the columns fit");
+    let error = split(&table(1), &batch).expect_err("NULL");
+    assert_eq!(error.state.0, "23502");
+    assert_eq!(error.message, "null value in column \"time\" violates not-null constraint");
+}

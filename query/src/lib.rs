@@ -1,0 +1,26 @@
+//! SQL on access nodes and fragments on data nodes: the only crate that knows DataFusion.
+
+mod catalog;
+mod context;
+mod engine;
+mod error;
+mod exec;
+mod fragment;
+mod functions;
+mod ingest;
+mod optimize;
+mod pg_catalog;
+mod prune;
+mod route;
+pub mod server;
+mod session;
+mod settings;
+mod shield;
+mod sql;
+mod views;
+
+pub use engine::{Engine, EngineConfig};
+pub use error::{Error, SqlState};
+pub use fragment::FragmentService;
+pub use session::{CopyIn, Notice, Prepared, Reply, Session, Snapshot, TransactionStatus};
+pub use settings::Settings;

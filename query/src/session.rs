@@ -1,0 +1,511 @@
+//! One SQL session: its settings, its transaction, its statements.
+//!
+//! A statement is read by [`crate::sql`], which also has one file a kind of statement. What they share is here: the
+//! snapshot that a statement reads, the writer that its rows go to, and the transaction block they may stand in.
+//!
+//! - Outside of a block, a statement is a transaction.
+//! - In a block, all writes go to one writer and are committed by one record. They are read back before that, through
+//!   [`Snapshot::own`]. Each statement reads a snapshot of its own.
+//! - A statement that fails, or whose future is dropped, leaves its block failed and its rows aborted.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
+use datafusion::{
+    common::ScalarValue, execution::SendableRecordBatchStream, prelude::SessionContext,
+};
+use hypertide_meta::Image;
+use hypertide_proto::{
+    ids::{Csn, TxnId, WriteId},
+    schema::ColumnType,
+};
+
+use crate::{
+    Engine, Error, SqlState, context,
+    ingest::send::{Committed, WriteTag, Writer},
+    settings::Settings,
+    sql::{self, parse::Statement, zone::Zone},
+};
+
+pub use crate::sql::copy_from::CopyIn;
+
+/// Time that a statement may take when `statement_timeout` is off.
+const STATEMENT_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Name of the database; every cluster has one.
+pub(crate) const DATABASE: &str = "hypertide";
+
+/// What one statement reads: fixed when it begins.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The catalog.
+    pub image: Arc<Image>,
+    /// Rows are visible when their commit number is at most this.
+    pub csn: Csn,
+    /// The session's open transaction, whose rows are visible too.
+    pub own: Option<TxnId>,
+}
+
+/// State of the transaction block, as ReadyForQuery reports it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionStatus {
+    /// Not in a block.
+    Idle,
+    /// In a block.
+    Open,
+    /// In a block that failed: only its end is accepted.
+    Failed,
+}
+
+/// A parsed and planned statement.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Its text.
+    pub sql: String,
+    /// Types of its parameters `$1`, `$2` ...
+    pub parameters: Vec<ColumnType>,
+    /// Columns of its result, if it has one.
+    pub columns: Option<SchemaRef>,
+    /// What it says.
+    pub(crate) statement: Arc<Statement>,
+}
+
+/// A message beside the result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// `NOTICE` or `WARNING`.
+    pub severity: &'static str,
+    /// SQLSTATE.
+    pub state: SqlState,
+    /// What it says.
+    pub message: String,
+    /// More about it.
+    pub detail: Option<String>,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// What a statement gives.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, and is moved once")]
+pub enum Reply {
+    /// Rows; the tag's count is appended when all are sent.
+    Rows {
+        /// Columns.
+        schema: SchemaRef,
+        /// Batches.
+        stream: SendableRecordBatchStream,
+        /// `SELECT`, `INSERT 0`, `SHOW`, `EXPLAIN`.
+        tag: &'static str,
+        /// Whether the row count follows the tag.
+        counted: bool,
+    },
+    /// No rows, such as `CREATE TABLE` or `INSERT 0 5`.
+    Done(String),
+    /// Nothing at all: the text held no statement.
+    Empty,
+    /// The client is to send rows.
+    CopyIn(CopyIn),
+    /// Rows for the client in the format of COPY: lines of text, ready to send.
+    CopyOut {
+        /// Number of columns.
+        columns: usize,
+        /// Encoded lines.
+        stream: futures::stream::BoxStream<'static, Result<Bytes, Error>>,
+    },
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Rows { .. } => "Rows",
+            Self::Done(_) => "Done",
+            Self::Empty => "Empty",
+            Self::CopyIn(_) => "CopyIn",
+            Self::CopyOut { .. } => "CopyOut",
+        })
+    }
+}
+
+/// The transaction block.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a session has one, and it stays where it is")]
+pub(crate) enum Block {
+    /// None.
+    Idle,
+    /// One that takes statements.
+    Open {
+        /// Where its rows went, once it has some.
+        writer: Option<Writer>,
+        /// Whether it changed tables, which no ROLLBACK takes back.
+        ddl: bool,
+    },
+    /// One that takes only its end.
+    Failed {
+        /// Whether it changed tables.
+        ddl: bool,
+    },
+}
+
+/// What a statement runs in.
+pub(crate) struct Frame {
+    /// What it reads.
+    pub(crate) snapshot: Snapshot,
+    /// DataFusion's side of it.
+    pub(crate) ctx: SessionContext,
+    /// When it must have ended.
+    pub(crate) deadline: Instant,
+    /// The session's time zone.
+    pub(crate) zone: Zone,
+}
+
+impl std::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Frame").field("csn", &self.snapshot.csn).finish_non_exhaustive()
+    }
+}
+
+/// One SQL session.
+#[derive(Debug)]
+pub struct Session {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) settings: Settings,
+    pub(crate) user: String,
+    pub(crate) block: Block,
+    pub(crate) named: BTreeMap<String, Arc<Prepared>>,
+    notices: Vec<Notice>,
+    /// Whether a statement began and did not end: its future was dropped if it is seen from outside.
+    running: bool,
+    /// Whether a COPY holds the writer of the block, which is not to go on without it.
+    pub(crate) copying: bool,
+    /// Entry of the session's last change, for `hypertide.read_consistency = session`.
+    last_index: u64,
+    pub(crate) number: u32,
+}
+
+static NUMBERS: AtomicU32 = AtomicU32::new(1);
+
+impl Session {
+    /// A session of `user`, with the settings that came with the connection.
+    #[must_use]
+    pub fn new(engine: Arc<Engine>, user: &str) -> Self {
+        Self {
+            engine,
+            settings: Settings::default(),
+            user: user.to_owned(),
+            block: Block::Idle,
+            named: BTreeMap::new(),
+            notices: Vec::new(),
+            running: false,
+            copying: false,
+            last_index: 0,
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// What it runs on.
+    #[must_use]
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Its settings.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Its settings, to change.
+    pub fn settings_mut(&mut self) -> &mut Settings {
+        &mut self.settings
+    }
+
+    /// Splits text into statements, as the simple protocol sends several at once.
+    pub fn split(&self, sql: &str) -> Result<Vec<String>, Error> {
+        Ok(sql::split::split(sql).into_iter().map(str::to_owned).collect())
+    }
+
+    /// Parses and plans one statement. `hints` are parameter types that the client declared.
+    pub async fn prepare(
+        &mut self,
+        sql: &str,
+        hints: &[Option<ColumnType>],
+    ) -> Result<Prepared, Error> {
+        let result = self.prepare_in_block(sql, hints).await;
+        if result.is_err() {
+            self.fail();
+        }
+        result.map_err(|error| error.at(sql))
+    }
+
+    async fn prepare_in_block(
+        &mut self,
+        sql: &str,
+        hints: &[Option<ColumnType>],
+    ) -> Result<Prepared, Error> {
+        let statement = Arc::new(sql::parse::parse(sql)?);
+        if self.status() == TransactionStatus::Failed && !sql::transaction::ends_block(&statement) {
+            return Err(failed_block());
+        }
+        let (parameters, columns) = sql::describe::describe(self, &statement, sql, hints).await?;
+        Ok(Prepared { sql: sql.to_owned(), parameters, columns, statement })
+    }
+
+    /// Runs a statement.
+    pub async fn execute(
+        &mut self,
+        statement: &Prepared,
+        values: Vec<ScalarValue>,
+    ) -> Result<Reply, Error> {
+        if self.status() == TransactionStatus::Failed {
+            self.fail();
+            if !sql::transaction::ends_block(&statement.statement) {
+                return Err(failed_block());
+            }
+        }
+        self.running = true;
+        let result = Box::pin(sql::run::run(self, statement, values)).await;
+        self.running = false;
+        if result.is_err() {
+            self.fail();
+        }
+        result.map_err(|error| error.at(&statement.sql))
+    }
+
+    /// Ends a COPY FROM STDIN: commits it (or adds it to the open transaction) and gives the tag.
+    pub async fn finish_copy(&mut self, copy: CopyIn) -> Result<String, Error> {
+        self.copying = false;
+        if self.status() == TransactionStatus::Failed {
+            return Err(failed_block());
+        }
+        self.running = true;
+        let result = Box::pin(copy.finish(self)).await;
+        self.running = false;
+        if result.is_err() {
+            self.fail();
+        }
+        result.map(|rows| format!("COPY {rows}"))
+    }
+
+    /// Gives up a COPY FROM STDIN: nothing of it is visible ever.
+    pub async fn abort_copy(&mut self, copy: CopyIn) {
+        drop(copy);
+        self.fail();
+    }
+
+    /// Appends record batches to a table as one statement, all or nothing, and gives the number of rows.
+    /// Columns are matched by name; absent ones get their default.
+    pub async fn ingest(
+        &mut self,
+        schema: &str,
+        table: &str,
+        rows: SendableRecordBatchStream,
+    ) -> Result<u64, Error> {
+        if self.status() == TransactionStatus::Failed {
+            return Err(failed_block());
+        }
+        self.running = true;
+        let result = Box::pin(sql::ingest::ingest(self, schema, table, rows)).await;
+        self.running = false;
+        if result.is_err() {
+            self.fail();
+        }
+        result
+    }
+
+    /// State of the transaction block.
+    #[must_use]
+    pub fn status(&self) -> TransactionStatus {
+        match self.block {
+            Block::Idle => TransactionStatus::Idle,
+            // The future of a statement in the block, or a COPY, was dropped.
+            Block::Open { .. } if self.running || self.copying => TransactionStatus::Failed,
+            Block::Open { .. } => TransactionStatus::Open,
+            Block::Failed { .. } => TransactionStatus::Failed,
+        }
+    }
+
+    /// Notes that a statement failed outside of [`Session::execute`], such as while its rows were sent.
+    pub fn fail(&mut self) {
+        (self.running, self.copying) = (false, false);
+        if let Block::Open { ddl, .. } = self.block {
+            // Dropping the writer aborts its transaction.
+            self.block = Block::Failed { ddl };
+        }
+    }
+
+    /// Notices since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Ends the session: an open transaction is rolled back.
+    pub async fn close(&mut self) {
+        self.fail();
+        self.block = Block::Idle;
+        self.settings.end(false);
+    }
+}
+
+/// What the files under `sql` share.
+impl Session {
+    /// Says something beside the result, unless `client_min_messages` is above it.
+    pub(crate) fn notice(
+        &mut self,
+        severity: &'static str,
+        code: &'static str,
+        message: impl ToString,
+    ) {
+        self.notice_with(Notice {
+            severity,
+            state: SqlState(code),
+            message: message.to_string(),
+            detail: None,
+            hint: None,
+        });
+    }
+
+    /// Says something with more about it.
+    pub(crate) fn notice_with(&mut self, notice: Notice) {
+        let quiet = match self.settings.get("client_min_messages") {
+            Some("error") => true,
+            Some("warning") => notice.severity != "WARNING",
+            _ => false,
+        };
+        if !quiet {
+            self.notices.push(notice);
+        }
+    }
+
+    /// When a statement that begins now must have ended.
+    pub(crate) fn deadline(&self) -> Instant {
+        let limit = match self.settings.millis("statement_timeout") {
+            0 => STATEMENT_TIMEOUT_MAX,
+            millis => Duration::from_millis(millis),
+        };
+        Instant::now() + limit
+    }
+
+    /// When a command to the catalog, or a commit, that begins now must have been answered.
+    pub(crate) fn commit_deadline(&self) -> Instant {
+        self.deadline().min(Instant::now() + self.engine.config.commit_deadline)
+    }
+
+    /// The snapshot of a statement that begins now.
+    pub(crate) async fn snapshot(&mut self) -> Result<Snapshot, Error> {
+        let deadline = self.commit_deadline();
+        let catalog = &self.engine.catalog;
+        let image = match self.settings.get("hypertide.read_consistency") {
+            Some("local") => catalog.image(),
+            Some("session") => catalog.applied(self.last_index, deadline).await?,
+            _ => catalog.barrier(deadline).await?,
+        };
+        let own = match &self.block {
+            Block::Open { writer: Some(writer), .. } => Some(writer.txn()),
+            _ => None,
+        };
+        Ok(Snapshot { csn: image.snapshot(), image, own })
+    }
+
+    /// What a statement that begins now runs in.
+    pub(crate) async fn frame(&mut self) -> Result<Frame, Error> {
+        let snapshot = self.snapshot().await?;
+        self.frame_of(snapshot)
+    }
+
+    /// What a statement over this snapshot runs in.
+    pub(crate) fn frame_of(&self, snapshot: Snapshot) -> Result<Frame, Error> {
+        let deadline = self.deadline();
+        let ctx = context::session_context(&self.engine, &self.settings, &snapshot, deadline)?;
+        crate::pg_catalog::register_pg_catalog(&ctx, &snapshot.image);
+        sql::session_functions::register(self, &ctx);
+        crate::views::register_views(&ctx, &snapshot.image)?;
+        Ok(Frame { snapshot, ctx, deadline, zone: self.settings.zone() })
+    }
+
+    /// Notes a change of this session that was applied at `index`.
+    pub(crate) fn changed_at(&mut self, index: u64) {
+        self.last_index = self.last_index.max(index);
+    }
+
+    /// Puts a command into the log, waits until it is applied here, and gives its outcome.
+    pub(crate) async fn propose(
+        &mut self,
+        command: hypertide_meta::catalog::Command,
+    ) -> Result<hypertide_meta::catalog::Outcome, Error> {
+        let deadline = self.commit_deadline();
+        if let Block::Open { ddl, .. } = &mut self.block {
+            *ddl = true;
+        }
+        let (index, answer) = self.engine.catalog.propose(command, deadline).await?;
+        let outcome = answer?;
+        self.engine.catalog.applied(index, deadline).await?;
+        self.changed_at(index);
+        Ok(outcome)
+    }
+
+    /// The writer of a statement that begins now: that of the block, or its own.
+    pub(crate) fn take_writer(&mut self) -> Result<Writer, Error> {
+        if self.settings.on("transaction_read_only")
+            || (matches!(self.block, Block::Idle)
+                && self.settings.on("default_transaction_read_only"))
+        {
+            return Err(Error::of("25006", "cannot execute a write in a read-only transaction"));
+        }
+        let taken = match &mut self.block {
+            Block::Open { writer, .. } => writer.take(),
+            _ => None,
+        };
+        Ok(taken.unwrap_or_else(|| Writer::new(&self.engine)))
+    }
+
+    /// Ends the writing of a statement: commits it, or gives the writer back to the block. Gives the rows to report.
+    pub(crate) async fn end_write(
+        &mut self,
+        mut writer: Writer,
+        rows: u64,
+        write: Option<WriteTag>,
+    ) -> Result<u64, Error> {
+        if let Block::Open { writer: place, .. } = &mut self.block {
+            writer.flush(Instant::now() + self.engine.config.commit_deadline).await?;
+            *place = Some(writer);
+            return Ok(rows);
+        }
+        match writer.commit(write, self.commit_deadline()).await? {
+            Committed::Now(index) => {
+                self.changed_at(index);
+                Ok(rows)
+            }
+            Committed::Before(rows) => Ok(rows),
+            Committed::Empty => Ok(rows),
+        }
+    }
+
+    /// The name for retries that was set for the next statement; it is used up.
+    pub(crate) fn take_write_id(&mut self) -> Result<Option<WriteId>, Error> {
+        let Some(text) = self.settings.get("hypertide.write_id").filter(|text| !text.is_empty())
+        else {
+            return Ok(None);
+        };
+        let id = uuid::Uuid::parse_str(text).map_err(|_| Error::of("22023", "bad write id"))?;
+        self.settings.reset("hypertide.write_id")?;
+        if !matches!(self.block, Block::Idle) {
+            return Err(Error::of(
+                "25001",
+                "hypertide.write_id is for single statements, not for a transaction block",
+            ));
+        }
+        Ok(Some(WriteId(*id.as_bytes())))
+    }
+}
+
+fn failed_block() -> Error {
+    let message = "current transaction is aborted, commands ignored until end of transaction block";
+    Error::of("25P02", message)
+}

@@ -1,0 +1,437 @@
+//! Functions that change or list what the catalog holds: `SELECT f(…)` and `SELECT … FROM f(…)`.
+//!
+//! They are run before the query they stand in is planned, and their rows take their place in it as a table function
+//! without arguments. So they can be filtered, joined and counted like any other rows.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, StringBuilder, StructArray},
+    datatypes::{DataType, Field, Schema, SchemaRef},
+};
+use datafusion::{
+    catalog::{TableFunctionImpl, TableProvider},
+    common::ScalarValue,
+    datasource::MemTable,
+    error::Result as DfResult,
+    prelude::SessionContext,
+    sql::sqlparser::ast::{
+        Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, SelectItem,
+        SetExpr, Statement as Ast, TableAlias, TableFactor, TableFunctionArgs, TableWithJoins,
+    },
+};
+use hypertide_proto::schema::ColumnType;
+
+use super::{
+    chunks, data_node, hypertable, parse, query,
+    text::{TextColumn, TextStyle},
+};
+use crate::{Error, Session};
+
+/// A function of this kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    CreateHypertable,
+    CreateDistributedHypertable,
+    AddDataNode,
+    ShowChunks,
+    DropChunks,
+    SetConfig,
+}
+
+const NAMES: [(&str, Name); 6] = [
+    ("create_hypertable", Name::CreateHypertable),
+    ("create_distributed_hypertable", Name::CreateDistributedHypertable),
+    ("add_data_node", Name::AddDataNode),
+    ("show_chunks", Name::ShowChunks),
+    ("drop_chunks", Name::DropChunks),
+    ("set_config", Name::SetConfig),
+];
+
+impl Name {
+    fn of(name: &ObjectName) -> Option<Self> {
+        let (schema, name) = parse::table_name(name).ok()?;
+        let own = schema.is_none_or(|schema| ["public", "pg_catalog"].contains(&schema.as_str()));
+        NAMES.iter().find(|(known, _)| own && *known == name).map(|(_, name)| *name)
+    }
+
+    fn text(self) -> &'static str {
+        NAMES.iter().find(|(_, name)| *name == self).map_or("", |(text, _)| text)
+    }
+
+    /// Names of its parameters, in order.
+    fn parameters(self) -> &'static [&'static str] {
+        match self {
+            Self::CreateHypertable | Self::CreateDistributedHypertable => hypertable::PARAMETERS,
+            Self::AddDataNode => data_node::PARAMETERS,
+            Self::ShowChunks => chunks::SHOW_PARAMETERS,
+            Self::DropChunks => chunks::DROP_PARAMETERS,
+            Self::SetConfig => &["setting_name", "new_value", "is_local"],
+        }
+    }
+
+    /// Columns of its rows.
+    fn columns(self) -> Vec<Field> {
+        let text = |name: &str| Field::new(name, DataType::Utf8, true);
+        match self {
+            Self::CreateHypertable | Self::CreateDistributedHypertable => hypertable::columns(),
+            Self::AddDataNode => data_node::columns(),
+            Self::ShowChunks | Self::DropChunks | Self::SetConfig => vec![text(self.text())],
+        }
+    }
+}
+
+/// A call, taken out of its query.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    name: Name,
+    /// Under which its rows are found.
+    table: String,
+    /// Its arguments by the names of the parameters.
+    pub(crate) arguments: Vec<(&'static str, Expr)>,
+    /// Name of its one column: a row is shown as a record in it.
+    record: Option<String>,
+}
+
+/// Values of arguments by the names of the parameters.
+#[derive(Debug)]
+pub(crate) struct Arguments {
+    values: HashMap<&'static str, ScalarValue>,
+    /// Arguments that are calls themselves: `by_range('time')`.
+    pub(crate) inner: HashMap<&'static str, Expr>,
+}
+
+impl Arguments {
+    /// Arguments of which none is a call itself.
+    pub(crate) fn new(values: HashMap<&'static str, ScalarValue>) -> Self {
+        Self { values, inner: HashMap::new() }
+    }
+
+    /// The value, unless it is NULL or not given.
+    pub(crate) fn get(&self, name: &str) -> Option<&ScalarValue> {
+        self.values.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Whether it was given, be it as NULL.
+    pub(crate) fn given(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
+
+    /// A text.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<String>, Error> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.try_as_str().flatten() {
+            Some(text) => Ok(Some(text.to_owned())),
+            None => Err(wrong_type(name, "text", value)),
+        }
+    }
+
+    /// A boolean.
+    pub(crate) fn bool(&self, name: &str) -> Result<Option<bool>, Error> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(ScalarValue::Boolean(value)) => Ok(*value),
+            Some(value) => {
+                let text = value.try_as_str().flatten();
+                text.and_then(crate::settings::parse_bool)
+                    .map(Some)
+                    .ok_or_else(|| wrong_type(name, "boolean", value))
+            }
+        }
+    }
+
+    /// An integer.
+    pub(crate) fn int(&self, name: &str) -> Result<Option<i64>, Error> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.cast_to(&DataType::Int64) {
+            Ok(ScalarValue::Int64(Some(number))) if !matches!(value, ScalarValue::Float64(_)) => {
+                Ok(Some(number))
+            }
+            _ => Err(wrong_type(name, "integer", value)),
+        }
+    }
+}
+
+fn wrong_type(name: &str, wanted: &str, value: &ScalarValue) -> Error {
+    let found = ColumnType::from_arrow(&value.data_type());
+    let found = found.map_or_else(|| value.data_type().to_string(), |found| found.to_string());
+    Error::of("42804", format_args!("argument {name} must be of type {wanted}, not {found}"))
+}
+
+/// Takes the calls out of a query and puts references to their rows in their place.
+pub(crate) fn take(ast: &mut Ast) -> Result<Vec<Call>, Error> {
+    let mut calls = Vec::new();
+    let Ast::Query(query) = ast else { return Ok(calls) };
+    let SetExpr::Select(select) = query.body.as_mut() else { return Ok(calls) };
+    for from in &mut select.from {
+        take_factor(&mut from.relation, &mut calls)?;
+        for join in &mut from.joins {
+            take_factor(&mut join.relation, &mut calls)?;
+        }
+    }
+    let Some(item) = select
+        .projection
+        .first()
+        .filter(|_| select.from.is_empty() && select.projection.len() == 1)
+    else {
+        return Ok(calls);
+    };
+    let (expr, alias) = match item {
+        SelectItem::UnnamedExpr(expr) => (expr, None),
+        SelectItem::ExprWithAlias { expr, alias } => (expr, Some(parse::fold(alias))),
+        _ => return Ok(calls),
+    };
+    let Expr::Function(function) = expr else { return Ok(calls) };
+    let Some(name) = Name::of(&function.name) else { return Ok(calls) };
+    let arguments = match &function.args {
+        FunctionArguments::List(list) => list.args.as_slice(),
+        _ => &[],
+    };
+    let column = alias.unwrap_or_else(|| name.text().to_owned());
+    let call = Call::new(name, arguments, calls.len(), Some(column.clone()))?;
+    select.from = vec![TableWithJoins {
+        relation: table_factor(&call.table, name.text()),
+        joins: Vec::new(),
+    }];
+    select.projection =
+        vec![SelectItem::UnnamedExpr(Expr::Identifier(Ident::with_quote('"', column)))];
+    calls.push(call);
+    Ok(calls)
+}
+
+fn take_factor(factor: &mut TableFactor, calls: &mut Vec<Call>) -> Result<(), Error> {
+    let (name, arguments, alias) = match factor {
+        TableFactor::Table { name, args: Some(arguments), alias, .. } => {
+            (name, &arguments.args, alias)
+        }
+        TableFactor::Function { name, args, alias, .. } => (name, &*args, alias),
+        _ => return Ok(()),
+    };
+    let Some(name) = Name::of(name) else { return Ok(()) };
+    // A function of one column gives it the alias, as in PostgreSQL.
+    let single = name.columns().len() == 1;
+    let column = match alias {
+        Some(alias) if alias.columns.is_empty() => parse::fold(&alias.name),
+        _ => name.text().to_owned(),
+    };
+    let call = Call::new(name, arguments, calls.len(), single.then_some(column))?;
+    let alias = alias.clone();
+    *factor = table_factor(&call.table, name.text());
+    if let (TableFactor::Table { alias: place, .. }, Some(alias)) = (factor, alias) {
+        *place = Some(alias);
+    }
+    calls.push(call);
+    Ok(())
+}
+
+/// A reference to rows that [`register`] makes known, under an alias.
+pub(crate) fn table_factor(name: &str, alias: &str) -> TableFactor {
+    TableFactor::Table {
+        name: ObjectName::from(vec![Ident::new(name)]),
+        alias: Some(TableAlias {
+            explicit: true,
+            name: Ident::with_quote('"', alias),
+            columns: Vec::new(),
+            at: None,
+        }),
+        args: Some(TableFunctionArgs { args: Vec::new(), settings: None }),
+        with_hints: Vec::new(),
+        version: None,
+        with_ordinality: false,
+        partitions: Vec::new(),
+        json_path: None,
+        sample: None,
+        index_hints: Vec::new(),
+    }
+}
+
+impl Call {
+    fn new(
+        name: Name,
+        given: &[FunctionArg],
+        number: usize,
+        record: Option<String>,
+    ) -> Result<Self, Error> {
+        let parameters = name.parameters();
+        let mut arguments: Vec<(&'static str, Expr)> = Vec::with_capacity(given.len());
+        for (position, argument) in given.iter().enumerate() {
+            let (parameter, value) = match argument {
+                FunctionArg::Unnamed(arg) => {
+                    let known = parameters.get(position).copied();
+                    (
+                        known
+                            .ok_or_else(|| no_such(name, &format!("argument {}", position + 1)))?,
+                        arg,
+                    )
+                }
+                FunctionArg::Named { name: named, arg, .. }
+                | FunctionArg::ExprNamed { name: Expr::Identifier(named), arg, .. } => {
+                    let wanted = parse::fold(named);
+                    let known = parameters.iter().find(|parameter| **parameter == wanted);
+                    (known.copied().ok_or_else(|| no_such(name, &wanted))?, arg)
+                }
+                FunctionArg::ExprNamed { .. } => return Err(no_such(name, &argument.to_string())),
+            };
+            let FunctionArgExpr::Expr(value) = value else { return Err(no_such(name, "*")) };
+            if arguments.iter().any(|(known, _)| *known == parameter) {
+                return Err(Error::of(
+                    "42601",
+                    format_args!("argument name \"{parameter}\" used more than once"),
+                ));
+            }
+            arguments.push((parameter, value.clone()));
+        }
+        Ok(Self { name, table: format!("__call_{number}"), arguments, record })
+    }
+
+    fn schema(&self) -> SchemaRef {
+        let fields = match &self.record {
+            Some(column) => vec![Field::new(column, DataType::Utf8, true)],
+            None => self.name.columns(),
+        };
+        Arc::new(Schema::new(fields))
+    }
+
+    async fn run(
+        &self,
+        session: &mut Session,
+        values: &[ScalarValue],
+    ) -> Result<RecordBatch, Error> {
+        let mut inner = HashMap::new();
+        let mut plain = Vec::new();
+        for (name, expr) in &self.arguments {
+            match expr {
+                Expr::Function(function) if hypertable::is_builder(&function.name) => {
+                    inner.insert(*name, expr.clone());
+                }
+                _ => plain.push((*name, expr.clone())),
+            }
+        }
+        let frame = session.frame().await?;
+        let expressions: Vec<Expr> = plain.iter().map(|(_, expr)| expr.clone()).collect();
+        let computed = query::evaluate(&frame.ctx, &expressions, values).await?;
+        let values = plain.into_iter().map(|(name, _)| name).zip(computed).collect();
+        let arguments = Arguments { values, inner };
+        let columns = match self.name {
+            Name::CreateHypertable => hypertable::create(session, &frame, arguments, false).await?,
+            Name::CreateDistributedHypertable => {
+                hypertable::create(session, &frame, arguments, true).await?
+            }
+            Name::AddDataNode => data_node::add(session, &frame, &arguments).await?,
+            Name::ShowChunks => chunks::show(session, &frame, &arguments)?,
+            Name::DropChunks => chunks::drop(session, &frame, &arguments).await?,
+            Name::SetConfig => set_config(session, &arguments)?,
+        };
+        let batch = RecordBatch::try_new(Arc::new(Schema::new(self.name.columns())), columns)?;
+        match &self.record {
+            Some(_) => as_records(batch, self.schema()),
+            None => Ok(batch),
+        }
+    }
+}
+
+/// Rows as texts of one column: the value itself when there is one column, else `(a,b)`.
+fn as_records(batch: RecordBatch, schema: SchemaRef) -> Result<RecordBatch, Error> {
+    if batch.num_columns() == 1 {
+        return Ok(RecordBatch::try_new(schema, batch.columns().to_vec())?);
+    }
+    let rows = batch.num_rows();
+    let records: ArrayRef = Arc::new(StructArray::from(batch));
+    let column = TextColumn::new(&records, TextStyle::default());
+    let mut texts = StringBuilder::new();
+    for row in 0..rows {
+        let mut out = Vec::new();
+        column.write(row, &mut out);
+        texts.append_value(String::from_utf8_lossy(&out));
+    }
+    Ok(RecordBatch::try_new(schema, vec![Arc::new(texts.finish())])?)
+}
+
+fn no_such(name: Name, argument: &str) -> Error {
+    let message = format_args!("function {} has no parameter \"{argument}\"", name.text());
+    Error::of("42883", message)
+        .with_hint(format_args!("Its parameters are: {}.", name.parameters().join(", ")))
+}
+
+fn set_config(session: &mut Session, arguments: &Arguments) -> Result<Vec<ArrayRef>, Error> {
+    let name = arguments
+        .text("setting_name")?
+        .ok_or_else(|| Error::of("22004", "SET requires parameter name"))?;
+    let scope = match arguments.bool("is_local")? {
+        Some(true) => crate::settings::Scope::Local,
+        _ => crate::settings::Scope::Session,
+    };
+    match arguments.text("new_value")? {
+        Some(value) => session.settings.set(&name, &value, scope)?,
+        None => session.settings.reset(&name)?,
+    }
+    let value = session.settings.show(&name)?.to_owned();
+    Ok(vec![Arc::new(arrow::array::StringArray::from(vec![value]))])
+}
+
+/// Rows under the name by which a query refers to them.
+pub(crate) type Tables = Vec<(String, Arc<MemTable>)>;
+
+/// Runs calls in their order.
+pub(crate) async fn run_all(
+    session: &mut Session,
+    calls: &[Call],
+    values: &[ScalarValue],
+) -> Result<Tables, Error> {
+    let mut tables = Vec::with_capacity(calls.len());
+    for call in calls {
+        let batch = call.run(session, values).await?;
+        let table = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
+        tables.push((call.table.clone(), Arc::new(table)));
+    }
+    Ok(tables)
+}
+
+/// The rows of calls that are only described.
+pub(crate) fn empty_all(calls: &[Call]) -> Result<Tables, Error> {
+    let empty = |call: &Call| {
+        let table = MemTable::try_new(call.schema(), vec![Vec::new()])?;
+        Ok((call.table.clone(), Arc::new(table)))
+    };
+    calls.iter().map(empty).collect()
+}
+
+/// Parameters of the statement that stand in arguments.
+pub(crate) fn add_parameters(calls: &[Call], types: &mut HashMap<usize, Option<ColumnType>>) {
+    for (_, expr) in calls.iter().flat_map(|call| &call.arguments) {
+        if let Expr::Value(value) = expr
+            && let datafusion::sql::sqlparser::ast::Value::Placeholder(name) = &value.value
+            && let Some(number) =
+                name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok())
+            && let Some(number) = number.checked_sub(1)
+        {
+            types.entry(number).or_insert(None);
+        }
+    }
+}
+
+/// Makes rows known to a statement.
+pub(crate) fn register(ctx: &SessionContext, tables: Tables) {
+    for (name, table) in tables {
+        ctx.register_udtf(&name, Arc::new(Rows(table)));
+    }
+}
+
+/// A table function that gives rows that are there already.
+struct Rows(Arc<MemTable>);
+
+impl fmt::Debug for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Rows")
+    }
+}
+
+impl TableFunctionImpl for Rows {
+    fn call(
+        &self,
+        _arguments: &[datafusion::logical_expr::Expr],
+    ) -> DfResult<Arc<dyn TableProvider>> {
+        let table: Arc<MemTable> = Arc::clone(&self.0);
+        Ok(table)
+    }
+}

@@ -1,0 +1,352 @@
+//! INSERT … VALUES, INSERT … SELECT, DEFAULT VALUES, and RETURNING.
+
+use std::{collections::HashMap, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array},
+    datatypes::SchemaRef,
+};
+use datafusion::{
+    common::ScalarValue,
+    datasource::MemTable,
+    sql::sqlparser::ast::{
+        Expr, Insert, Query, SelectItem, SetExpr, Statement as Ast, TableObject, TableWithJoins,
+        Values,
+    },
+};
+use futures::TryStreamExt as _;
+use hypertide_meta::catalog::Table;
+use hypertide_proto::schema::{Column, ColumnType};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{
+    call,
+    describe::{Description, columns_of, parameters, types_of},
+    names::Names,
+    parse::table_name,
+    query,
+    table::{default_of, find},
+};
+use crate::{
+    Error, Reply, Session,
+    ingest::{
+        assign::assign,
+        cells::{Cell, Inputs, build, cell},
+        send::WriteTag,
+    },
+    session::Frame,
+};
+
+/// Rows that RETURNING may give: they are kept until the commit.
+const RETURNED_ROWS_MAX: usize = 1_000_000;
+
+/// Where an INSERT goes, and what it says of each column.
+struct Target {
+    table: Arc<Table>,
+    /// Positions of the named columns, or of all.
+    columns: Vec<usize>,
+}
+
+impl Target {
+    fn new(frame: &Frame, insert: &Insert, path: &str) -> Result<Self, Error> {
+        let TableObject::TableName(name) = &insert.table else {
+            return Err(Error::unsupported("INSERT into a function or a query"));
+        };
+        if insert.on.is_some() {
+            return Err(Error::of("0A000", "ON CONFLICT is not supported yet"));
+        }
+        let table = find(&frame.snapshot.image, name, path)?;
+        let mut columns = Vec::new();
+        for name in &insert.columns {
+            let (_, name) = table_name(name)?;
+            let position = table.columns.position(&name);
+            let position = position.ok_or_else(|| Error::no_column(&name, &table.name))?;
+            if columns.contains(&position) {
+                return Err(Error::of(
+                    "42701",
+                    format_args!("column \"{name}\" specified more than once"),
+                ));
+            }
+            columns.push(position);
+        }
+        if insert.columns.is_empty() {
+            columns.extend(0..table.columns.columns.len());
+        }
+        Ok(Self { table, columns })
+    }
+
+    fn column(&self, number: usize) -> Option<&Column> {
+        self.columns.get(number).and_then(|position| self.table.columns.columns.get(*position))
+    }
+
+    fn check_width(&self, width: usize, listed: bool) -> Result<(), Error> {
+        if width > self.columns.len() {
+            return Err(Error::of("42601", "INSERT has more expressions than target columns"));
+        }
+        if width < self.columns.len() && listed {
+            return Err(Error::of("42601", "INSERT has more target columns than expressions"));
+        }
+        Ok(())
+    }
+}
+
+/// Runs an INSERT.
+pub(crate) async fn run(
+    session: &mut Session,
+    insert: &Insert,
+    sql: &str,
+    values: Vec<ScalarValue>,
+) -> Result<Reply, Error> {
+    let write_id = session.take_write_id()?;
+    let tag: Option<WriteTag> = write_id.map(|id| (id, content_hash(sql, &values)));
+    let mut writer = session.take_writer()?;
+    let deadline = session.deadline();
+    let snapshot = {
+        let mut snapshot = session.snapshot().await?;
+        snapshot.own = Some(writer.txn());
+        snapshot
+    };
+    let frame = session.frame_of(snapshot)?;
+    let path = session.settings.get("search_path").unwrap_or_default();
+    let target = Target::new(&frame, insert, path)?;
+    let mut kept = Vec::new();
+    let mut rows = 0usize;
+    let mut keep = |batch: &RecordBatch| -> Result<(), Error> {
+        rows += batch.num_rows();
+        if insert.returning.is_some() {
+            kept.push(batch.clone());
+            if rows > RETURNED_ROWS_MAX {
+                let message = format_args!("RETURNING gives at most {RETURNED_ROWS_MAX} rows");
+                return Err(Error::of("54000", message));
+            }
+        }
+        Ok(())
+    };
+    match insert.source.as_deref().map(|query| (query, values_of(query))) {
+        None => {
+            let batch = complete(&frame, &target, 1, Vec::new()).await?;
+            keep(&batch)?;
+            writer.write(&target.table, batch, deadline).await?;
+        }
+        Some((_, Some(list))) => {
+            let batch =
+                values_batch(&frame, &target, (list, !insert.columns.is_empty()), &values).await?;
+            keep(&batch)?;
+            writer.write(&target.table, batch, deadline).await?;
+        }
+        Some((query, None)) => {
+            let ast = Ast::Query(Box::new(query.clone()));
+            query::check(&ast)?;
+            let plan = query::bind(query::plan(&frame.ctx, ast).await?, values)?;
+            target.check_width(plan.schema().fields().len(), !insert.columns.is_empty())?;
+            let mut stream = frame.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
+            while let Some(batch) = stream.try_next().await? {
+                let mut columns = Vec::with_capacity(batch.num_columns());
+                for (number, array) in batch.columns().iter().enumerate() {
+                    let Some(column) = target.column(number) else { continue };
+                    columns.push(assign(array, column, frame.zone)?);
+                }
+                let batch = complete(&frame, &target, batch.num_rows(), columns).await?;
+                keep(&batch)?;
+                writer.write(&target.table, batch, deadline).await?;
+            }
+        }
+    }
+    let count = session.end_write(writer, rows as u64, tag).await?;
+    match &insert.returning {
+        Some(items) => returning(&frame, &target.table, items, kept).await,
+        None => Ok(Reply::Done(format!("INSERT 0 {count}"))),
+    }
+}
+
+/// What the client sent, so that a retry is known by it.
+fn content_hash(sql: &str, values: &[ScalarValue]) -> u128 {
+    let mut content = sql.as_bytes().to_vec();
+    for value in values {
+        content.extend_from_slice(format!("\0{value:?}").as_bytes());
+    }
+    xxh3_128(&content)
+}
+
+/// The list of a query that is nothing but VALUES.
+fn values_of(query: &Query) -> Option<&Values> {
+    let plain = query.with.is_none()
+        && query.order_by.is_none()
+        && query.limit_clause.is_none()
+        && query.fetch.is_none();
+    match query.body.as_ref() {
+        SetExpr::Values(values) if plain => Some(values),
+        _ => None,
+    }
+}
+
+/// The rows of a VALUES list, with all columns of the table.
+async fn values_batch(
+    frame: &Frame,
+    target: &Target,
+    (list, listed): (&Values, bool),
+    values: &[ScalarValue],
+) -> Result<RecordBatch, Error> {
+    let width = list.rows.first().map_or(0, |row| row.len());
+    target.check_width(width, listed)?;
+    if list.rows.iter().any(|row| row.len() != width) {
+        return Err(Error::of("42601", "VALUES lists must all be the same length"));
+    }
+    let mut columns = Vec::with_capacity(width);
+    for number in 0..width {
+        let Some(column) = target.column(number) else { continue };
+        let default = default_of(column)?;
+        let mut computed = Vec::new();
+        let cells = list.rows.iter().filter_map(|row| row.get(number)).map(|expr| {
+            let found = match (cell(expr, column.column_type), &default) {
+                (Cell::Default, Some(default)) => Cell::Computed(Box::new(default.clone())),
+                (Cell::Default, None) => Cell::Null,
+                (found, _) => found,
+            };
+            if let Cell::Computed(expr) = &found {
+                computed.push(expr.as_ref().clone());
+            }
+            found
+        });
+        let cells: Vec<Cell> = cells.collect();
+        let computed = match computed.is_empty() {
+            true => Vec::new(),
+            false => query::evaluate(&frame.ctx, &computed, values).await?,
+        };
+        let inputs = Inputs { parameters: values, computed: &computed, zone: frame.zone };
+        columns.push(build(column, &cells, inputs)?);
+    }
+    complete(frame, target, list.rows.len(), columns).await
+}
+
+/// Puts given columns in the table's order and fills the others with their defaults.
+async fn complete(
+    frame: &Frame,
+    target: &Target,
+    rows: usize,
+    given: Vec<ArrayRef>,
+) -> Result<RecordBatch, Error> {
+    let mut placed: HashMap<usize, ArrayRef> = target.columns.iter().copied().zip(given).collect();
+    let mut columns = Vec::with_capacity(target.table.columns.columns.len());
+    for (position, column) in target.table.columns.columns.iter().enumerate() {
+        let array = match placed.remove(&position) {
+            Some(array) => array,
+            None => fill(frame, column, rows).await?,
+        };
+        columns.push(array);
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    Ok(RecordBatch::try_new_with_options(target.table.columns.to_arrow(), columns, &options)?)
+}
+
+/// A column of defaults. One that gives another value each time is computed for each row.
+pub(crate) async fn fill(frame: &Frame, column: &Column, rows: usize) -> Result<ArrayRef, Error> {
+    let Some(default) = default_of(column)? else {
+        return Ok(new_null_array(&column.column_type.to_arrow(), rows));
+    };
+    if rows == 0 {
+        return Ok(arrow::array::new_empty_array(&column.column_type.to_arrow()));
+    }
+    let text = default.to_string().to_ascii_lowercase();
+    let volatile = ["random", "uuid"].iter().any(|name| text.contains(name));
+    let array = match volatile {
+        false => {
+            let value = query::evaluate(&frame.ctx, std::slice::from_ref(&default), &[]).await?;
+            let value = value.into_iter().next().unwrap_or(ScalarValue::Null);
+            value.to_array_of_size(rows)?
+        }
+        true => {
+            let values = query::evaluate(&frame.ctx, &vec![default; rows], &[]).await?;
+            ScalarValue::iter_to_array(values)?
+        }
+    };
+    assign(&array, column, frame.zone)
+}
+
+/// The rows that RETURNING gives: its expressions over what was inserted.
+async fn returning(
+    frame: &Frame,
+    table: &Table,
+    items: &[SelectItem],
+    rows: Vec<RecordBatch>,
+) -> Result<Reply, Error> {
+    let plan = returning_plan(frame, table, items, rows).await?;
+    let stream = frame.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
+    let stream = Names::of_items(items).rename_stream(stream);
+    Ok(Reply::Rows { schema: stream.schema(), stream, tag: "INSERT 0", counted: true })
+}
+
+async fn returning_plan(
+    frame: &Frame,
+    table: &Table,
+    items: &[SelectItem],
+    rows: Vec<RecordBatch>,
+) -> Result<datafusion::logical_expr::LogicalPlan, Error> {
+    const INSERTED: &str = "__inserted";
+    let schema: SchemaRef = table.columns.to_arrow();
+    let memory = MemTable::try_new(schema, vec![rows])?;
+    call::register(&frame.ctx, vec![(INSERTED.to_owned(), Arc::new(memory))]);
+    let mut ast = query::select_of(&[])?;
+    if let Ast::Query(query) = &mut ast
+        && let SetExpr::Select(select) = query.body.as_mut()
+    {
+        select.projection = items.to_vec();
+        select.from = vec![TableWithJoins {
+            relation: call::table_factor(INSERTED, &table.name),
+            joins: Vec::new(),
+        }];
+    }
+    query::plan(&frame.ctx, ast).await
+}
+
+/// Parameters and RETURNING columns of an INSERT.
+pub(crate) async fn describe(
+    frame: &Frame,
+    insert: &Insert,
+    hints: &[Option<ColumnType>],
+) -> Result<Description, Error> {
+    let target = Target::new(frame, insert, "")?;
+    let mut types: HashMap<usize, Option<ColumnType>> = HashMap::new();
+    match insert.source.as_deref().map(|query| (query, values_of(query))) {
+        Some((_, Some(list))) => {
+            let mut computed = Vec::new();
+            for row in &list.rows {
+                for (number, expr) in row.iter().enumerate() {
+                    let Some(column) = target.column(number) else { continue };
+                    match cell(expr, column.column_type) {
+                        Cell::Parameter(number) => {
+                            types.entry(number).or_insert(Some(column.column_type));
+                        }
+                        Cell::Computed(expr) => computed.push(*expr),
+                        _ => {}
+                    }
+                }
+            }
+            if !computed.is_empty() && computed.iter().any(|expr| expr.to_string().contains('$')) {
+                let plan = query::plan(&frame.ctx, query::select_of(&computed)?).await?;
+                for (number, found) in types_of(&plan)? {
+                    types.entry(number).or_insert(found);
+                }
+            }
+        }
+        Some((query, None)) => {
+            let plan = query::plan(&frame.ctx, Ast::Query(Box::new(query.clone()))).await?;
+            types = types_of(&plan)?;
+        }
+        None => {}
+    }
+    let columns = match &insert.returning {
+        Some(items) => {
+            let plan = returning_plan(frame, &target.table, items, Vec::new()).await?;
+            Some(Names::of_items(items).rename(&columns_of(&plan)))
+        }
+        None => None,
+    };
+    Ok((parameters(types, hints)?, columns))
+}
+
+/// An expression that a text holds.
+pub(crate) fn expression(text: &str) -> Result<Expr, Error> {
+    let mut parser = super::parse::parser(text)?;
+    parser.parse_expr().map_err(|error| Error::syntax(&error, text))
+}

@@ -1,0 +1,231 @@
+//! Runs a statement: one arm a kind.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{ArrayRef, RecordBatch, StringArray},
+    datatypes::{DataType, Field, Schema, SchemaRef},
+};
+use datafusion::{
+    common::ScalarValue,
+    physical_plan::stream::RecordBatchStreamAdapter,
+    sql::sqlparser::ast::{Expr, ObjectType, Statement as Ast},
+};
+
+use super::{
+    copy_from, copy_to, create_table, drop, insert,
+    parse::{Statement, fold},
+    query,
+    set::Set,
+    transaction,
+};
+use crate::{Error, Prepared, Reply, Session, Settings};
+
+/// Runs a statement.
+pub(crate) async fn run(
+    session: &mut Session,
+    prepared: &Prepared,
+    values: Vec<ScalarValue>,
+) -> Result<Reply, Error> {
+    match prepared.statement.as_ref() {
+        Statement::Empty => Ok(Reply::Empty),
+        Statement::Set(set) => run_set(session, set),
+        Statement::Reset(name) => {
+            match name {
+                Some(name) => session.settings.reset(name)?,
+                None => session.settings.reset_all(),
+            }
+            Ok(Reply::Done("RESET".into()))
+        }
+        Statement::Show(name) => show(session, name.as_deref()),
+        Statement::Discard => {
+            session.settings.reset_all();
+            session.named.clear();
+            Ok(Reply::Done("DISCARD ALL".into()))
+        }
+        Statement::Copy(copy) if copy.from => copy_from::begin(session, copy, &prepared.sql).await,
+        Statement::Copy(copy) => copy_to::run(session, copy).await,
+        Statement::Sql(ast) => run_sql(session, ast, prepared, values).await,
+    }
+}
+
+async fn run_sql(
+    session: &mut Session,
+    ast: &Ast,
+    prepared: &Prepared,
+    values: Vec<ScalarValue>,
+) -> Result<Reply, Error> {
+    let done = |tag: &str| Ok(Reply::Done(tag.to_owned()));
+    match ast {
+        Ast::Query(_) | Ast::Explain { .. } => query::run(session, ast, values).await,
+        Ast::Insert(statement) => insert::run(session, statement, &prepared.sql, values).await,
+        Ast::StartTransaction { modes, .. } => transaction::begin(session, modes),
+        Ast::Commit { chain: false, .. } => transaction::commit(session).await,
+        Ast::Rollback { chain: false, savepoint: None } => Ok(transaction::rollback(session)),
+        Ast::CreateTable(create) => create_table::run(session, create).await,
+        Ast::Drop { object_type: ObjectType::Table, if_exists, names, .. } => {
+            drop::drop_tables(session, names, *if_exists).await
+        }
+        Ast::Truncate(truncate) => drop::truncate(session, truncate).await,
+        Ast::CreateIndex(index) => create_table::create_index(session, index).await,
+        Ast::CreateExtension(extension) => {
+            let name = fold(&extension.name);
+            if !["timescaledb", "plpgsql"].contains(&name.as_str()) {
+                return Err(Error::of(
+                    "0A000",
+                    format_args!("extension \"{name}\" is not available"),
+                ));
+            }
+            session.notice(
+                "NOTICE",
+                "42710",
+                format_args!("extension \"{name}\" already exists, skipping"),
+            );
+            done("CREATE EXTENSION")
+        }
+        Ast::Analyze(_) => done("ANALYZE"),
+        Ast::Vacuum(_) => done("VACUUM"),
+        Ast::UNLISTEN { .. } => done("UNLISTEN"),
+        Ast::Close { .. } => done("CLOSE CURSOR"),
+        Ast::Prepare { name, data_types, statement } => {
+            let hints: Vec<_> =
+                data_types.iter().map(super::types::column_type).map(Result::ok).collect();
+            let text = statement.to_string();
+            let inner = Box::pin(session.prepare(&text, &hints)).await?;
+            let name = fold(name);
+            if session.named.contains_key(&name) {
+                return Err(Error::of(
+                    "42P05",
+                    format_args!("prepared statement \"{name}\" already exists"),
+                ));
+            }
+            session.named.insert(name, Arc::new(inner));
+            done("PREPARE")
+        }
+        Ast::Execute { name: Some(name), parameters, .. } => {
+            let name = super::parse::table_name(name)?.1;
+            execute_named(session, &name, parameters, values).await
+        }
+        Ast::Deallocate { name, .. } => deallocate(session, &fold(name)),
+        other => Err(unsupported(other)),
+    }
+}
+
+fn deallocate(session: &mut Session, name: &str) -> Result<Reply, Error> {
+    if name == "all" {
+        session.named.clear();
+        return Ok(Reply::Done("DEALLOCATE ALL".into()));
+    }
+    match session.named.remove(name) {
+        Some(_) => Ok(Reply::Done("DEALLOCATE".into())),
+        None => Err(no_prepared(name)),
+    }
+}
+
+/// A prepared statement of SQL that is not there.
+pub(crate) fn no_prepared(name: &str) -> Error {
+    Error::of("26000", format_args!("prepared statement \"{name}\" does not exist"))
+}
+
+async fn execute_named(
+    session: &mut Session,
+    name: &str,
+    parameters: &[Expr],
+    outer: Vec<ScalarValue>,
+) -> Result<Reply, Error> {
+    let inner = session.named.get(name).map(Arc::clone).ok_or_else(|| no_prepared(name))?;
+    if inner.parameters.len() != parameters.len() {
+        let (wanted, found) = (inner.parameters.len(), parameters.len());
+        return Err(Error::of(
+            "42601",
+            format_args!("wrong number of parameters for prepared statement \"{name}\""),
+        )
+        .with_detail(format_args!("Expected {wanted} parameters but got {found}.")));
+    }
+    let mut values = Vec::with_capacity(parameters.len());
+    if !parameters.is_empty() {
+        let frame = session.frame().await?;
+        let zone = session.settings.zone();
+        let computed = query::evaluate(&frame.ctx, parameters, &outer).await?;
+        for (value, wanted) in computed.into_iter().zip(&inner.parameters) {
+            values.push(query::assigned(&value, *wanted, zone)?);
+        }
+    }
+    Box::pin(run(session, &inner, values)).await
+}
+
+fn run_set(session: &mut Session, set: &Set) -> Result<Reply, Error> {
+    match set {
+        Set::Nothing => {}
+        Set::Values(values, scope) => {
+            for (name, value) in values {
+                session.settings.set(name, value, *scope)?;
+            }
+        }
+        Set::Value(name, value, scope) => match value {
+            Some(value) => session.settings.set(name, value, *scope)?,
+            None => session.settings.reset(name)?,
+        },
+    }
+    Ok(Reply::Done("SET".into()))
+}
+
+/// Columns of SHOW.
+pub(crate) fn show_schema(name: Option<&str>) -> SchemaRef {
+    let text = |name: String| Field::new(name, DataType::Utf8, true);
+    let fields = match name {
+        Some(name) => vec![text(Settings::shown_name(name))],
+        None => ["name", "setting", "description"].map(|name| text(name.to_owned())).to_vec(),
+    };
+    Arc::new(Schema::new(fields))
+}
+
+fn show(session: &Session, name: Option<&str>) -> Result<Reply, Error> {
+    let columns: Vec<ArrayRef> = match name {
+        Some(name) => vec![Arc::new(StringArray::from(vec![session.settings.show(name)?]))],
+        None => {
+            let (names, values): (Vec<_>, Vec<_>) = session.settings.all().unzip();
+            let empty = vec![""; names.len()];
+            vec![
+                Arc::new(StringArray::from(names)),
+                Arc::new(StringArray::from(values)),
+                Arc::new(StringArray::from(empty)),
+            ]
+        }
+    };
+    let batch = RecordBatch::try_new(show_schema(name), columns)?;
+    Ok(rows(batch, "SHOW", false))
+}
+
+/// A reply of one batch.
+pub(crate) fn rows(batch: RecordBatch, tag: &'static str, counted: bool) -> Reply {
+    let schema = batch.schema();
+    let batches = futures::stream::iter([Ok(batch)]);
+    let stream = Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&schema), batches));
+    Reply::Rows { schema, stream, tag, counted }
+}
+
+/// What the parser reads and nothing here does, by the words it begins with.
+pub(crate) fn unsupported(statement: &Ast) -> Error {
+    match statement {
+        Ast::Savepoint { .. }
+        | Ast::ReleaseSavepoint { .. }
+        | Ast::Rollback { savepoint: Some(_), .. } => Error::unsupported("SAVEPOINT"),
+        Ast::Commit { .. } | Ast::Rollback { .. } => Error::unsupported("AND CHAIN"),
+        Ast::Update(_) => Error::of("0A000", "UPDATE is not supported yet"),
+        Ast::Delete(_) => Error::of("0A000", "DELETE is not supported yet"),
+        Ast::AlterTable(_) => Error::of("0A000", "ALTER TABLE is not supported yet"),
+        Ast::Comment { .. } => Error::unsupported("COMMENT ON"),
+        other => {
+            let text = other.to_string();
+            let words: Vec<&str> = text
+                .split_whitespace()
+                .take_while(|word| {
+                    word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+                })
+                .take(3)
+                .collect();
+            Error::unsupported(words.join(" "))
+        }
+    }
+}
