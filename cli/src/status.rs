@@ -1,0 +1,120 @@
+//! The state of a cluster's nodes as listings.
+
+use hypertide_proto::wire::meta::{NodeStatus, StatusReply};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::format::{Format, Listing};
+
+/// Columns of a node for programs: the contract of `cluster status` and `node ls`.
+const NODE_COLUMNS: [&str; 6] = ["name", "role", "state", "pid", "chunks", "bytes"];
+
+/// The nodes, one a row.
+pub(crate) fn nodes(status: &StatusReply) -> Listing {
+    let mut listing = Listing::new(&NODE_COLUMNS);
+    for node in in_order(status) {
+        listing.push(node_row(node));
+    }
+    listing
+}
+
+/// Access nodes first, then by the numbers in their names.
+fn in_order(status: &StatusReply) -> Vec<&NodeStatus> {
+    let mut nodes: Vec<&NodeStatus> = status.nodes.iter().collect();
+    nodes.sort_by_key(|node| (&node.role, node.name.len(), &node.name));
+    nodes
+}
+
+fn node_row(node: &NodeStatus) -> Vec<Value> {
+    let NodeStatus { name, role, state, .. } = node;
+    vec![
+        json!(name),
+        json!(role),
+        json!(state),
+        json!(node.pid),
+        json!(node.chunks),
+        json!(node.bytes),
+    ]
+}
+
+/// Prints the cluster with its leader and term.
+pub(crate) fn print(status: &StatusReply, format: Format) -> anyhow::Result<()> {
+    match format {
+        Format::Json => println!("{}", serde_json::to_string(&Report::new(status))?),
+        Format::Table | Format::Csv => wide(status).print(format)?,
+    }
+    Ok(())
+}
+
+/// The contract of `cluster status`; the leader is null when there is none.
+#[derive(Serialize)]
+struct Report<'a> {
+    leader: Option<&'a str>,
+    term: u64,
+    nodes: Listing,
+}
+
+impl<'a> Report<'a> {
+    fn new(status: &'a StatusReply) -> Self {
+        let leader = Some(status.leader.as_str()).filter(|leader| !leader.is_empty());
+        Self { leader, term: status.term, nodes: nodes(status) }
+    }
+}
+
+/// The nodes with what only people read.
+fn wide(status: &StatusReply) -> Listing {
+    let columns =
+        ["name", "role", "state", "leader", "term", "pid", "chunks", "rows", "bytes", "rpc"];
+    let mut listing = Listing::new(&columns);
+    for node in in_order(status) {
+        let leads = !status.leader.is_empty() && node.name == status.leader;
+        let access = node.role == "access";
+        listing.push(vec![
+            json!(node.name),
+            json!(node.role),
+            json!(node.state),
+            json!(if leads { "*" } else { "" }),
+            if access { json!(status.term) } else { Value::Null },
+            json!(node.pid),
+            json!(node.chunks),
+            json!(node.rows),
+            json!(node.bytes),
+            json!(node.rpc),
+        ]);
+    }
+    listing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> StatusReply {
+        let node = NodeStatus {
+            name: "d1".to_owned(),
+            role: "data".to_owned(),
+            state: "up".to_owned(),
+            pid: 1236,
+            chunks: 18,
+            bytes: 10_485_760,
+            rows: 5,
+            ..NodeStatus::default()
+        };
+        StatusReply { leader: "a1".to_owned(), term: 3, nodes: vec![node], ..Default::default() }
+    }
+
+    #[test]
+    fn the_json_is_the_contract() {
+        let node =
+            r#"{"name":"d1","role":"data","state":"up","pid":1236,"chunks":18,"bytes":10485760}"#;
+        let expected = format!(r#"{{"leader":"a1","term":3,"nodes":[{node}]}}"#);
+        let report = serde_json::to_string(&Report::new(&status())).expect("it is plain");
+        assert_eq!(report, expected);
+    }
+
+    #[test]
+    fn no_leader_is_null() {
+        let leaderless = StatusReply { leader: String::new(), ..status() };
+        assert_eq!(Report::new(&leaderless).leader, None);
+    }
+}

@@ -1,0 +1,281 @@
+//! Crashes: `kill -9` of each kind of process while statements come in, and of the leader.
+//!
+//! A statement is a COPY of a hundred rows over several chunks and nodes. Whatever is killed: after the restart every
+//! acknowledged statement is there whole, and of every other one all rows are there or none.
+
+#![allow(clippy::indexing_slicing, reason = "a test may fail by panicking")]
+
+mod cluster;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use cluster::{Cluster, LIMIT};
+use futures::SinkExt;
+use tokio_postgres::{Client, NoTls};
+
+const STATEMENT_ROWS: u64 = 100;
+const COPY: &str = "COPY events (time, source, statement, n) FROM STDIN (FORMAT csv)";
+/// Statements that must be acknowledged before and after the crash, so that a run that did nothing fails.
+const ACKNOWLEDGED_MIN: usize = 5;
+
+fn statement_rows(statement: u64) -> String {
+    let row = |n: u64| {
+        format!("2026-01-{:02} 00:00:00+00,source {},{statement},{n}\n", 1 + n % 20, n % 16)
+    };
+    (0..STATEMENT_ROWS).map(row).collect()
+}
+
+async fn prepare(cluster: &Cluster) {
+    let client = cluster.connect("a1").await;
+    let create = "CREATE TABLE events (time timestamptz NOT NULL, source text NOT NULL, statement bigint, n bigint)";
+    client.batch_execute(create).await.expect("the table can be made");
+    let distribute = "SELECT * FROM create_distributed_hypertable('events', 'time', 'source', number_partitions => 4)";
+    client.batch_execute(distribute).await.expect("it can be distributed");
+}
+
+/// One COPY, which may fail or hang at any point.
+async fn copy(client: &Client, statement: u64) -> Result<(), tokio_postgres::Error> {
+    let sink = client.copy_in::<_, Bytes>(COPY).await?;
+    let mut sink = std::pin::pin!(sink);
+    sink.send(Bytes::from(statement_rows(statement))).await?;
+    sink.finish().await.map(drop)
+}
+
+/// A client that sends statement after statement, over whichever access node answers.
+#[derive(Clone, Debug)]
+struct Writer {
+    addresses: Vec<String>,
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+impl Writer {
+    fn new(cluster: &Cluster) -> Self {
+        let addresses = cluster.access().iter().map(|node| cluster.endpoint(node, "pg")).collect();
+        Self { addresses, stop: Arc::default(), acknowledged: Arc::default() }
+    }
+
+    fn acknowledged(&self) -> BTreeSet<u64> {
+        self.acknowledged.lock().expect("no holder panics").clone()
+    }
+
+    async fn connect(&self, attempt: usize) -> Option<Client> {
+        let address = &self.addresses[attempt % self.addresses.len()];
+        let (host, port) = address.rsplit_once(':').expect("it is host:port");
+        let settings = format!("host={host} port={port} user=hypertide dbname=hypertide");
+        let connected =
+            tokio::time::timeout(Duration::from_secs(2), tokio_postgres::connect(&settings, NoTls));
+        let (client, connection) = connected.await.ok()?.ok()?;
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Some(client)
+    }
+
+    /// Sends statements until told to stop; never one twice, for an unanswered one may still take effect.
+    async fn run(self) {
+        let mut statement = 0;
+        for attempt in 0.. {
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            let Some(client) = self.connect(attempt).await else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            while !self.stop.load(Ordering::Acquire) {
+                statement += 1;
+                let sent = tokio::time::timeout(Duration::from_secs(5), copy(&client, statement));
+                match sent.await {
+                    Ok(Ok(())) => {
+                        self.acknowledged.lock().expect("no holder panics").insert(statement);
+                    }
+                    Ok(Err(_)) | Err(_) => break,
+                }
+            }
+        }
+    }
+
+    /// Waits until so many more statements are acknowledged.
+    async fn more(&self, count: usize) {
+        let goal = self.acknowledged().len() + count;
+        let deadline = Instant::now() + LIMIT;
+        while self.acknowledged().len() < goal {
+            assert!(Instant::now() < deadline, "statements are no longer acknowledged");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Rows by statement, as this access node sees them.
+async fn rows_by_statement(cluster: &Cluster, node: &str) -> BTreeMap<u64, u64> {
+    let client = cluster.connect(node).await;
+    let sql = "SELECT statement, count(*), count(DISTINCT n) FROM events GROUP BY statement";
+    let rows = client.query(sql, &[]).await.expect("every node serves again");
+    let mut found = BTreeMap::new();
+    for row in rows {
+        let number = |at: usize| u64::try_from(row.get::<_, i64>(at)).expect("it is a count");
+        assert_eq!(number(1), number(2), "statement {} holds a row twice", number(0));
+        found.insert(number(0), number(1));
+    }
+    found
+}
+
+/// What is wrong with the rows found, given which statements were acknowledged.
+fn violations(found: &BTreeMap<u64, u64>, acknowledged: &BTreeSet<u64>) -> Vec<String> {
+    let lost = acknowledged.iter().filter(|statement| !found.contains_key(statement));
+    let lost = lost.map(|statement| format!("statement {statement} was acknowledged and is gone"));
+    let torn = found.iter().filter(|(_, rows)| **rows != STATEMENT_ROWS);
+    let torn = torn.map(|(statement, rows)| format!("statement {statement} has {rows} rows"));
+    lost.chain(torn).collect()
+}
+
+async fn check(cluster: &Cluster, acknowledged: &BTreeSet<u64>) {
+    assert!(acknowledged.len() >= ACKNOWLEDGED_MIN, "the run did too little to prove anything");
+    for node in cluster.access() {
+        let found = rows_by_statement(cluster, &node).await;
+        assert_eq!(violations(&found, acknowledged), [""; 0], "seen from {node}");
+    }
+}
+
+#[test]
+fn lost_and_torn_statements_are_found() {
+    let acknowledged = BTreeSet::from([1, 2]);
+    let whole = BTreeMap::from([(1, STATEMENT_ROWS), (2, STATEMENT_ROWS), (3, STATEMENT_ROWS)]);
+    assert!(violations(&whole, &acknowledged).is_empty());
+    assert_eq!(violations(&BTreeMap::from([(1, STATEMENT_ROWS)]), &acknowledged).len(), 1);
+    let torn = BTreeMap::from([(1, STATEMENT_ROWS), (2, STATEMENT_ROWS), (3, 7)]);
+    assert_eq!(violations(&torn, &acknowledged).len(), 1);
+}
+
+/// Kills `victim` while statements come in, starts it again, and checks every statement.
+async fn crash(cluster: &Cluster, victim: &str) {
+    let writer = Writer::new(cluster);
+    let writing = tokio::spawn(writer.clone().run());
+    writer.more(ACKNOWLEDGED_MIN).await;
+    tokio::task::block_in_place(|| {
+        cluster.verb("kill", &[victim]);
+        cluster.verb("restart", &[victim]);
+        all_up(cluster);
+    });
+    writer.more(ACKNOWLEDGED_MIN).await;
+    writer.stop.store(true, Ordering::Release);
+    writing.await.expect("the writer does not panic");
+    check(cluster, &writer.acknowledged()).await;
+}
+
+fn all_up(cluster: &Cluster) {
+    cluster.wait_for("every node up", |status| {
+        let nodes = status["nodes"].as_array().expect("it is a list");
+        nodes.iter().all(|node| node["state"] == "up")
+    });
+}
+
+fn leader(cluster: &Cluster) -> String {
+    let status = cluster.wait_for("a leader", |status| status["leader"].is_string());
+    status["leader"].as_str().expect("it was a name").to_owned()
+}
+
+fn follower(cluster: &Cluster) -> String {
+    let leader = leader(cluster);
+    cluster.access().into_iter().find(|node| *node != leader).expect("there are three")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_node_is_killed_during_copy() {
+    let cluster = Cluster::start(3, 3);
+    prepare(&cluster).await;
+    crash(&cluster, "d1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_is_killed_during_copy() {
+    let cluster = Cluster::start(3, 3);
+    prepare(&cluster).await;
+    let victim = tokio::task::block_in_place(|| follower(&cluster));
+    crash(&cluster, &victim).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_is_killed_during_copy() {
+    let cluster = Cluster::start(3, 3);
+    prepare(&cluster).await;
+    let victim = tokio::task::block_in_place(|| leader(&cluster));
+    crash(&cluster, &victim).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_is_frozen_during_copy() {
+    let cluster = Cluster::start(3, 3);
+    prepare(&cluster).await;
+    let victim = tokio::task::block_in_place(|| leader(&cluster));
+    let writer = Writer::new(&cluster);
+    let writing = tokio::spawn(writer.clone().run());
+    writer.more(ACKNOWLEDGED_MIN).await;
+    tokio::task::block_in_place(|| cluster.verb("pause", &[&victim]));
+    writer.more(ACKNOWLEDGED_MIN).await;
+    // It wakes up believing that it leads, and must learn better before it answers: what others acknowledged is there.
+    tokio::task::block_in_place(|| cluster.verb("resume", &[&victim]));
+    let acknowledged = writer.acknowledged();
+    let found = rows_by_statement(&cluster, &victim).await;
+    assert_eq!(violations(&found, &acknowledged), [""; 0], "seen from {victim} as it woke up");
+    writer.more(ACKNOWLEDGED_MIN).await;
+    writer.stop.store(true, Ordering::Release);
+    writing.await.expect("the writer does not panic");
+    check(&cluster, &writer.acknowledged()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_killed_during_copy() {
+    let cluster = Cluster::start(3, 3);
+    prepare(&cluster).await;
+    let writer = Writer::new(&cluster);
+    let writing = tokio::spawn(writer.clone().run());
+    writer.more(ACKNOWLEDGED_MIN).await;
+    tokio::task::block_in_place(|| {
+        for node in ["a1", "a2", "a3", "d1", "d2", "d3"] {
+            cluster.verb("kill", &[node]);
+        }
+    });
+    writer.stop.store(true, Ordering::Release);
+    writing.await.expect("the writer does not panic");
+    tokio::task::block_in_place(|| cluster.verb("start", &[]));
+    check(&cluster, &writer.acknowledged()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_access_node_answers_when_the_leader_is_gone() {
+    let cluster = Cluster::start(3, 3);
+    prepare(&cluster).await;
+    let first = cluster.connect("a1").await;
+    copy(&first, 1).await.expect("the cluster is whole");
+    let old = tokio::task::block_in_place(|| {
+        let old = leader(&cluster);
+        cluster.verb("kill", &[&old]);
+        old
+    });
+    let other = cluster.access().into_iter().find(|node| *node != old).expect("there are three");
+    let client = cluster.connect(&other).await;
+    let killed = Instant::now();
+    let written = tokio::time::timeout(LIMIT, copy(&client, 2)).await;
+    written.expect("a new leader is elected").expect("the statement waits for the new leader");
+    let found = rows_by_statement(&cluster, &other).await;
+    println!("read and written {:?} after the leader's death", killed.elapsed());
+    assert_eq!(found, BTreeMap::from([(1, STATEMENT_ROWS), (2, STATEMENT_ROWS)]));
+    let status = tokio::task::block_in_place(|| {
+        cluster.wait_for("a new leader", |status| {
+            status["leader"].as_str().is_some_and(|leader| leader != old)
+        })
+    });
+    let nodes = status["nodes"].as_array().expect("it is a list");
+    let gone = nodes.iter().find(|node| node["name"] == old.as_str()).expect("it is listed");
+    assert_eq!(gone["state"], "down");
+}
