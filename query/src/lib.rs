@@ -1,5 +1,6 @@
 //! SQL on access nodes and fragments on data nodes: the only crate that knows DataFusion.
 
+mod block;
 mod catalog;
 mod context;
 mod engine;
@@ -22,5 +23,7 @@ mod views;
 pub use engine::{Engine, EngineConfig};
 pub use error::{Error, SqlState};
 pub use fragment::FragmentService;
-pub use session::{CopyIn, Notice, Prepared, Reply, Session, Snapshot, TransactionStatus};
+pub use session::{
+    CopyIn, CopyLines, CopyOut, Notice, Prepared, Reply, Session, Snapshot, TransactionStatus,
+};
 pub use settings::Settings;

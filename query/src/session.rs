@@ -4,6 +4,7 @@
 //! snapshot that a statement reads, the writer that its rows go to, and the transaction block they may stand in.
 //!
 //! - Outside of a block, a statement is a transaction.
+//! - Statements that a client sends together are one transaction too, by an implicit block ([`crate::block`]).
 //! - In a block, all writes go to one writer and are committed by one record. They are read back before that, through
 //!   [`Snapshot::own`]. Each statement reads a snapshot of its own.
 //! - A statement that fails, or whose future is dropped, leaves its block failed and its rows aborted.
@@ -18,7 +19,6 @@ use std::{
 };
 
 use arrow::datatypes::SchemaRef;
-use bytes::Bytes;
 use datafusion::{
     common::ScalarValue, execution::SendableRecordBatchStream, prelude::SessionContext,
 };
@@ -29,7 +29,9 @@ use hypertide_proto::{
 };
 
 use crate::{
-    Engine, Error, SqlState, context,
+    Engine, Error, SqlState,
+    block::Block,
+    context,
     ingest::send::{Committed, WriteTag, Writer},
     settings::Settings,
     sql::{self, parse::Statement, zone::Zone},
@@ -112,13 +114,52 @@ pub enum Reply {
     Empty,
     /// The client is to send rows.
     CopyIn(CopyIn),
-    /// Rows for the client in the format of COPY: lines of text, ready to send.
+    /// Rows for the client in a format of COPY.
     CopyOut {
         /// Number of columns.
         columns: usize,
-        /// Encoded lines.
-        stream: futures::stream::BoxStream<'static, Result<Bytes, Error>>,
+        /// The rows.
+        rows: CopyOut,
     },
+}
+
+/// The rows of a COPY TO STDOUT.
+pub enum CopyOut {
+    /// Lines of text, ready to send.
+    Lines {
+        /// The line before all rows, if there is one.
+        header: Option<Vec<u8>>,
+        /// Rows.
+        rows: futures::stream::BoxStream<'static, Result<CopyLines, Error>>,
+    },
+    /// Rows that are to be sent as tuples of binary values.
+    Binary(SendableRecordBatchStream),
+}
+
+/// Rows of a COPY as lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyLines {
+    /// The lines with their ends.
+    pub text: Vec<u8>,
+    /// Where each row ends; a value may hold line ends itself.
+    pub ends: Vec<usize>,
+}
+
+impl CopyLines {
+    /// Each row with its line end.
+    pub fn rows(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| self.text.get(start..*end).unwrap_or_default())
+    }
+}
+
+impl std::fmt::Debug for CopyOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Lines { .. } => "Lines",
+            Self::Binary(_) => "Binary",
+        })
+    }
 }
 
 impl std::fmt::Debug for Reply {
@@ -131,26 +172,6 @@ impl std::fmt::Debug for Reply {
             Self::CopyOut { .. } => "CopyOut",
         })
     }
-}
-
-/// The transaction block.
-#[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a session has one, and it stays where it is")]
-pub(crate) enum Block {
-    /// None.
-    Idle,
-    /// One that takes statements.
-    Open {
-        /// Where its rows went, once it has some.
-        writer: Option<Writer>,
-        /// Whether it changed tables, which no ROLLBACK takes back.
-        ddl: bool,
-    },
-    /// One that takes only its end.
-    Failed {
-        /// Whether it changed tables.
-        ddl: bool,
-    },
 }
 
 /// What a statement runs in.
@@ -199,7 +220,7 @@ impl Session {
             engine,
             settings: Settings::default(),
             user: user.to_owned(),
-            block: Block::Idle,
+            block: Block::default(),
             named: BTreeMap::new(),
             notices: Vec::new(),
             running: false,
@@ -319,25 +340,40 @@ impl Session {
         result
     }
 
+    /// Makes the statements up to [`Session::end_together`] one transaction, unless they stand in a block.
+    pub fn begin_together(&mut self) {
+        if self.status() == TransactionStatus::Idle {
+            self.settings.begin();
+            self.block.begin_implicit();
+        }
+    }
+
+    /// Commits the statements since [`Session::begin_together`], or rolls them back when one failed. Does nothing to a
+    /// block that a BEGIN opened.
+    pub async fn end_together(&mut self) -> Result<(), Error> {
+        if !self.block.is_implicit() {
+            return Ok(());
+        }
+        if self.status() == TransactionStatus::Failed {
+            self.fail();
+        }
+        sql::transaction::end(self).await.map(|_| ())
+    }
+
     /// State of the transaction block.
     #[must_use]
     pub fn status(&self) -> TransactionStatus {
-        match self.block {
-            Block::Idle => TransactionStatus::Idle,
+        match self.block.status() {
             // The future of a statement in the block, or a COPY, was dropped.
-            Block::Open { .. } if self.running || self.copying => TransactionStatus::Failed,
-            Block::Open { .. } => TransactionStatus::Open,
-            Block::Failed { .. } => TransactionStatus::Failed,
+            TransactionStatus::Open if self.running || self.copying => TransactionStatus::Failed,
+            status => status,
         }
     }
 
     /// Notes that a statement failed outside of [`Session::execute`], such as while its rows were sent.
     pub fn fail(&mut self) {
         (self.running, self.copying) = (false, false);
-        if let Block::Open { ddl, .. } = self.block {
-            // Dropping the writer aborts its transaction.
-            self.block = Block::Failed { ddl };
-        }
+        self.block.fail();
     }
 
     /// Notices since the last call.
@@ -348,7 +384,7 @@ impl Session {
     /// Ends the session: an open transaction is rolled back.
     pub async fn close(&mut self) {
         self.fail();
-        self.block = Block::Idle;
+        self.block = Block::default();
         self.settings.end(false);
     }
 }
@@ -406,10 +442,7 @@ impl Session {
             Some("session") => catalog.applied(self.last_index, deadline).await?,
             _ => catalog.barrier(deadline).await?,
         };
-        let own = match &self.block {
-            Block::Open { writer: Some(writer), .. } => Some(writer.txn()),
-            _ => None,
-        };
+        let own = self.block.writer().map(Writer::txn);
         Ok(Snapshot { csn: image.snapshot(), image, own })
     }
 
@@ -440,9 +473,7 @@ impl Session {
         command: hypertide_meta::catalog::Command,
     ) -> Result<hypertide_meta::catalog::Outcome, Error> {
         let deadline = self.commit_deadline();
-        if let Block::Open { ddl, .. } = &mut self.block {
-            *ddl = true;
-        }
+        self.block.note_ddl();
         let (index, answer) = self.engine.catalog.propose(command, deadline).await?;
         let outcome = answer?;
         self.engine.catalog.applied(index, deadline).await?;
@@ -453,16 +484,11 @@ impl Session {
     /// The writer of a statement that begins now: that of the block, or its own.
     pub(crate) fn take_writer(&mut self) -> Result<Writer, Error> {
         if self.settings.on("transaction_read_only")
-            || (matches!(self.block, Block::Idle)
-                && self.settings.on("default_transaction_read_only"))
+            || (!self.block.is_explicit() && self.settings.on("default_transaction_read_only"))
         {
             return Err(Error::of("25006", "cannot execute a write in a read-only transaction"));
         }
-        let taken = match &mut self.block {
-            Block::Open { writer, .. } => writer.take(),
-            _ => None,
-        };
-        Ok(taken.unwrap_or_else(|| Writer::new(&self.engine)))
+        Ok(self.block.take_writer().unwrap_or_else(|| Writer::new(&self.engine)))
     }
 
     /// Ends the writing of a statement: commits it, or gives the writer back to the block. Gives the rows to report.
@@ -472,9 +498,10 @@ impl Session {
         rows: u64,
         write: Option<WriteTag>,
     ) -> Result<u64, Error> {
-        if let Block::Open { writer: place, .. } = &mut self.block {
+        // A write with a name for retries is committed by itself.
+        if write.is_none() && self.block.status() == TransactionStatus::Open {
             writer.flush(Instant::now() + self.engine.config.commit_deadline).await?;
-            *place = Some(writer);
+            self.block.keep_writer(writer);
             return Ok(rows);
         }
         match writer.commit(write, self.commit_deadline()).await? {
@@ -495,7 +522,7 @@ impl Session {
         };
         let id = uuid::Uuid::parse_str(text).map_err(|_| Error::of("22023", "bad write id"))?;
         self.settings.reset("hypertide.write_id")?;
-        if !matches!(self.block, Block::Idle) {
+        if self.block.is_explicit() || self.block.writer().is_some() {
             return Err(Error::of(
                 "25001",
                 "hypertide.write_id is for single statements, not for a transaction block",

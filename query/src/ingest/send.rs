@@ -56,7 +56,7 @@ pub(crate) enum Committed {
 }
 
 /// One chunk's part of the transaction.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Share {
     chunk: Chunk,
     table: Arc<Table>,
@@ -77,6 +77,14 @@ impl Share {
     fn needed(&self) -> impl Iterator<Item = Rid> {
         self.chunk.in_sync.iter().copied().chain(self.chunk.joining.iter().map(|(rid, _)| *rid))
     }
+}
+
+/// What a writer took until some moment, shared with it.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    shares: BTreeMap<ChunkId, Share>,
+    found: HashMap<(TableId, Vec<i64>), ChunkId>,
+    kept_bytes: usize,
 }
 
 /// Writes one transaction.
@@ -108,6 +116,30 @@ impl Writer {
             unsure: false,
             ended: false,
         }
+    }
+
+    /// All that it took so far, to begin [`Writer::again`] from.
+    pub(crate) fn kept(&self) -> Kept {
+        let share = |share: &Share| Share {
+            chunk: share.chunk.clone(),
+            table: Arc::clone(&share.table),
+            parts: share.parts.clone(),
+            rows: share.rows,
+            acks: BTreeMap::new(),
+        };
+        Kept {
+            shares: self.shares.iter().map(|(id, one)| (*id, share(one))).collect(),
+            found: self.found.clone(),
+            kept_bytes: self.kept_bytes,
+        }
+    }
+
+    /// A writer of a new transaction that took what another had kept. Nothing of it is sent yet.
+    pub(crate) fn again(engine: &Arc<Engine>, kept: &Kept) -> Self {
+        let mut writer = Self::new(engine);
+        let Kept { shares, found, kept_bytes } = kept.clone();
+        (writer.shares, writer.found, writer.kept_bytes) = (shares, found, kept_bytes);
+        writer
     }
 
     /// The transaction.

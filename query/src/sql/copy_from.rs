@@ -10,7 +10,8 @@ use hypertide_proto::ids::WriteId;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    copy_options::{Copy, Source},
+    copy_binary::Tuples,
+    copy_options::{Copy, Form, Source},
     copy_rows::{Field, Rows},
     insert::fill,
     table::{default_of, find},
@@ -36,7 +37,7 @@ pub struct CopyIn {
     positions: Vec<usize>,
     frame: Frame,
     /// The reader; away while it is at work, and for good after an error.
-    rows: Option<Rows>,
+    input: Option<Input>,
     writer: Writer,
     count: u64,
     write_id: Option<WriteId>,
@@ -51,6 +52,44 @@ impl std::fmt::Debug for CopyIn {
             .field("table", table)
             .field("rows", &self.count)
             .finish_non_exhaustive()
+    }
+}
+
+/// Reads the data in its form.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a COPY has one, which moves once a block")]
+enum Input {
+    Lines(Rows),
+    Binary(Tuples),
+}
+
+impl Input {
+    fn push(&mut self, piece: &[u8]) -> bool {
+        match self {
+            Self::Lines(rows) => rows.push(piece),
+            Self::Binary(tuples) => tuples.push(piece),
+        }
+    }
+
+    fn read(&mut self, end: bool) -> Result<(), Error> {
+        match self {
+            Self::Lines(rows) => rows.read(end),
+            Self::Binary(tuples) => tuples.read(end),
+        }
+    }
+
+    fn rows(&self) -> usize {
+        match self {
+            Self::Lines(rows) => rows.rows(),
+            Self::Binary(tuples) => tuples.rows(),
+        }
+    }
+
+    fn take(&mut self) -> Vec<ArrayRef> {
+        match self {
+            Self::Lines(rows) => rows.take(),
+            Self::Binary(tuples) => tuples.take(),
+        }
     }
 }
 
@@ -78,15 +117,23 @@ pub(crate) async fn begin(session: &mut Session, copy: &Copy, sql: &str) -> Resu
     if columns.is_empty() {
         positions.extend(0..table.columns.columns.len());
     }
-    let mut fields = Vec::with_capacity(positions.len());
-    for column in positions.iter().filter_map(|position| table.columns.columns.get(*position)) {
-        let default = match copy.format.default.is_some() && default_of(column)?.is_some() {
-            true => text_of(&fill(&frame, column, 1).await?),
-            false => None,
-        };
-        fields.push(Field { column: column.clone(), default });
-    }
-    let rows = Rows::new(&table.name, copy.format.clone(), fields, frame.zone)?;
+    let columns = positions.iter().filter_map(|position| table.columns.columns.get(*position));
+    let input = match &copy.form {
+        Form::Binary => {
+            Input::Binary(Tuples::new(&table.name, columns.cloned().collect(), frame.zone))
+        }
+        Form::Lines(format) => {
+            let mut fields = Vec::with_capacity(positions.len());
+            for column in columns {
+                let default = match format.default.is_some() && default_of(column)?.is_some() {
+                    true => text_of(&fill(&frame, column, 1).await?),
+                    false => None,
+                };
+                fields.push(Field { column: column.clone(), default });
+            }
+            Input::Lines(Rows::new(&table.name, format.clone(), fields, frame.zone)?)
+        }
+    };
     let mut content = Xxh3::new();
     content.update(sql.as_bytes());
     // Taken last, so that no error above leaves the block without its rows.
@@ -94,12 +141,12 @@ pub(crate) async fn begin(session: &mut Session, copy: &Copy, sql: &str) -> Resu
     session.copying = true;
     Ok(Reply::CopyIn(CopyIn {
         columns: positions.len(),
-        binary: false,
+        binary: copy.form == Form::Binary,
         table,
         positions,
         deadline: frame.deadline,
         frame,
-        rows: Some(rows),
+        input: Some(input),
         writer,
         count: 0,
         write_id,
@@ -119,18 +166,18 @@ impl CopyIn {
         if self.write_id.is_some() {
             self.content.update(&piece);
         }
-        let rows = self.rows.as_mut().ok_or_else(over)?;
-        if rows.push(&piece) { self.read(false).await } else { Ok(()) }
+        let input = self.input.as_mut().ok_or_else(over)?;
+        if input.push(&piece) { self.read(false).await } else { Ok(()) }
     }
 
     /// Reads what is there, and writes it when it is much.
     async fn read(&mut self, end: bool) -> Result<(), Error> {
-        let mut rows = self.rows.take().ok_or_else(over)?;
-        let (rows, ready) = blocking(move || {
-            rows.read(end)?;
-            let enough = rows.rows() >= BATCH_ROWS || (end && rows.rows() > 0);
-            let ready = enough.then(|| (rows.rows(), rows.take()));
-            Ok((rows, ready))
+        let mut input = self.input.take().ok_or_else(over)?;
+        let (input, ready) = blocking(move || {
+            input.read(end)?;
+            let enough = input.rows() >= BATCH_ROWS || (end && input.rows() > 0);
+            let ready = enough.then(|| (input.rows(), input.take()));
+            Ok((input, ready))
         })
         .await?;
         if let Some((count, columns)) = ready {
@@ -138,7 +185,7 @@ impl CopyIn {
             self.count += count as u64;
             self.writer.write(&self.table, batch, self.deadline).await?;
         }
-        self.rows = Some(rows);
+        self.input = Some(input);
         Ok(())
     }
 

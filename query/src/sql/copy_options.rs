@@ -30,7 +30,16 @@ pub(crate) struct Copy {
     /// Into the table, or out of it.
     pub(crate) from: bool,
     /// How.
-    pub(crate) format: Format,
+    pub(crate) form: Form,
+}
+
+/// The form of the data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Lines of text or CSV.
+    Lines(Format),
+    /// Tuples of values in their binary forms.
+    Binary,
 }
 
 /// First line of the data.
@@ -44,7 +53,7 @@ pub(crate) enum Header {
     Match,
 }
 
-/// The form of the data.
+/// How lines are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Format {
     /// Whether it is CSV; otherwise it is text.
@@ -134,7 +143,7 @@ pub(crate) fn parse_copy(parser: &mut Parser<'_>, sql: &str) -> Result<Copy, Err
     if word(parser, "where") {
         return Err(Error::unsupported("COPY … WHERE"));
     }
-    Ok(Copy { source, from, format: given.check(from)? })
+    Ok(Copy { source, from, form: given.check(from)? })
 }
 
 /// Names in parentheses.
@@ -264,11 +273,36 @@ fn parse_force(parser: &mut Parser<'_>, sql: &str, given: &mut Given) -> Result<
 }
 
 impl Given {
-    fn check(self, from: bool) -> Result<Format, Error> {
+    /// The first of the options that only lines have.
+    fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            (self.delimiter.is_some(), "DELIMITER"),
+            (self.null.is_some(), "NULL"),
+            (self.default.is_some(), "DEFAULT"),
+            (self.header.is_some_and(|header| header != Header::None), "HEADER"),
+            (self.quote.is_some(), "QUOTE"),
+            (self.escape.is_some(), "ESCAPE"),
+            (self.force_quote.is_some(), "FORCE_QUOTE"),
+            (self.force_not_null.is_some(), "FORCE_NOT_NULL"),
+            (self.force_null.is_some(), "FORCE_NULL"),
+        ];
+        given.iter().find(|(given, _)| *given).map(|(_, name)| *name)
+    }
+
+    fn check(self, from: bool) -> Result<Form, Error> {
         let csv = match self.format.as_deref() {
             None | Some("text") => false,
             Some("csv") => true,
-            Some("binary") => return Err(Error::unsupported("COPY in binary format")),
+            // All options that there are describe lines of text.
+            Some("binary") => {
+                return match self.first_given() {
+                    None => Ok(Form::Binary),
+                    Some(option) => Err(Error::of(
+                        "42601",
+                        format_args!("cannot specify {option} in BINARY mode"),
+                    )),
+                };
+            }
             Some(other) => {
                 return Err(Error::of(
                     "22023",
@@ -299,7 +333,7 @@ impl Given {
             force_null: self.force_null.unwrap_or_default(),
         };
         format.check()?;
-        Ok(format)
+        Ok(Form::Lines(format))
     }
 
     /// Refuses options that the format or the direction does not have.
@@ -389,6 +423,13 @@ mod tests {
         }
     }
 
+    fn lines(copy: &Copy) -> &Format {
+        match &copy.form {
+            Form::Lines(format) => format,
+            Form::Binary => panic!("{copy:?}"),
+        }
+    }
+
     #[test]
     fn both_syntaxes_say_the_same() {
         let new = copy(
@@ -398,14 +439,17 @@ mod tests {
             "copy t (a, \"B\") from stdin with csv header delimiter as ';' null 'x' force null a",
         );
         let (new, old) = (new.expect("it is right"), old.expect("it is right"));
-        assert_eq!(new.format, old.format);
-        assert!(new.from && new.format.csv && new.format.header == Header::Skip);
+        assert_eq!(new.form, old.form);
+        assert!(new.from && lines(&new).csv && lines(&new).header == Header::Skip);
         assert!(matches!(&new.source, Source::Table(_, columns) if columns == &["a", "B"]));
         let text = copy("COPY t FROM STDIN").expect("it is right");
-        assert_eq!((text.format.delimiter, text.format.null.as_str()), (b'\t', "\\N"));
+        assert_eq!((lines(&text).delimiter, lines(&text).null.as_str()), (b'\t', "\\N"));
+        for sql in ["COPY BINARY t TO STDOUT", "COPY t FROM STDIN (FORMAT binary)"] {
+            assert_eq!(copy(sql).expect("it is right").form, Form::Binary);
+        }
         let out =
             copy("COPY (SELECT 1) TO STDOUT (FORMAT csv, FORCE_QUOTE *)").expect("it is right");
-        assert_eq!(out.format.force_quote, ["*"]);
+        assert_eq!(lines(&out).force_quote, ["*"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use hypertide_proto::schema::Column;
 use memchr::{memchr, memchr2};
 
 use super::{
+    binary,
     copy_options::{Format, Header},
     value::ValueBuilder,
     zone::Zone,
@@ -329,7 +330,7 @@ impl Rows {
             builder.append_null();
             Ok(())
         } else {
-            utf8(&found.value).and_then(|text| builder.append_text(text))
+            binary::text(&found.value).and_then(|text| builder.append_text(text))
         };
         result.map_err(|error| self.at_column(error, &field.column.name, &found.value))
     }
@@ -389,17 +390,6 @@ fn shown(bytes: &[u8]) -> String {
     match text.char_indices().nth(SHOWN_CHARS_MAX) {
         Some((at, _)) => format!("{}...", text.split_at(at).0),
         None => text.into_owned(),
-    }
-}
-
-fn utf8(bytes: &[u8]) -> Result<&str, Error> {
-    let text = str::from_utf8(bytes).map_err(|error| {
-        let bad = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
-        Error::of("22021", format_args!("invalid byte sequence for encoding \"UTF8\": 0x{bad:02x}"))
-    })?;
-    match memchr(0, bytes) {
-        Some(_) => Err(Error::of("22021", "invalid byte sequence for encoding \"UTF8\": 0x00")),
-        None => Ok(text),
     }
 }
 

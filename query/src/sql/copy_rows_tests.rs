@@ -5,13 +5,17 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::sql::{
+    copy_options::Form,
     parse::{Statement, parse},
     text::{TextColumn, TextStyle},
 };
 
 fn format(options: &str) -> Format {
     match parse(&format!("COPY t FROM STDIN {options}")) {
-        Ok(Statement::Copy(copy)) => copy.format,
+        Ok(Statement::Copy(copy)) => match copy.form {
+            Form::Lines(format) => format,
+            Form::Binary => panic!("{options}"),
+        },
         other => panic!("{options}: {other:?}"),
     }
 }

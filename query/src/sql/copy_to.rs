@@ -3,19 +3,18 @@
 use std::sync::Arc;
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
-use bytes::Bytes;
 use datafusion::sql::sqlparser::ast::{
     Expr, Ident, ObjectName, SelectItem, SetExpr, Statement as Ast,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::{
-    copy_options::{Copy, Format, Header, Source},
+    copy_options::{Copy, Form, Format, Header, Source},
     query,
     table::find,
     text::{TextColumn, TextStyle},
 };
-use crate::{Error, Reply, Session, session::Frame};
+use crate::{CopyLines, CopyOut, Error, Reply, Session, session::Frame};
 
 /// Runs COPY … TO STDOUT.
 pub(crate) async fn run(session: &mut Session, copy: &Copy) -> Result<Reply, Error> {
@@ -28,17 +27,20 @@ pub(crate) async fn run(session: &mut Session, copy: &Copy) -> Result<Reply, Err
     let plan = query::bind(query::plan(&frame.ctx, ast).await?, Vec::new())?;
     let rows = frame.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
     let schema = rows.schema();
-    for name in copy.format.force_quote.iter().filter(|name| *name != "*") {
+    let columns = schema.fields().len();
+    let Form::Lines(format) = &copy.form else {
+        return Ok(Reply::CopyOut { columns, rows: CopyOut::Binary(rows) });
+    };
+    for name in format.force_quote.iter().filter(|name| *name != "*") {
         if schema.column_with_name(name).is_none() {
             return Err(Error::of("42703", format_args!("column \"{name}\" does not exist")));
         }
     }
     let style = session.settings.text_style();
-    let lines = Arc::new(Lines::new(copy.format.clone(), &schema, style));
-    let first = lines.header(&schema);
-    let body = rows.map_err(Error::from).map(move |batch| Ok(lines.encode(&batch?)));
-    let first = futures::stream::iter(first.map(Ok));
-    Ok(Reply::CopyOut { columns: schema.fields().len(), stream: first.chain(body).boxed() })
+    let lines = Arc::new(Lines::new(format.clone(), &schema, style));
+    let header = lines.header(&schema);
+    let rows = rows.map_err(Error::from).map(move |batch| Ok(lines.encode(&batch?))).boxed();
+    Ok(Reply::CopyOut { columns, rows: CopyOut::Lines { header, rows } })
 }
 
 /// The query that gives the columns of a table.
@@ -94,7 +96,7 @@ impl Lines {
         Self { forced: forced.collect(), style, format }
     }
 
-    fn header(&self, schema: &SchemaRef) -> Option<Bytes> {
+    fn header(&self, schema: &SchemaRef) -> Option<Vec<u8>> {
         if self.format.header == Header::None {
             return None;
         }
@@ -106,13 +108,14 @@ impl Lines {
             self.value(field.name().as_bytes(), false, schema.fields().len() == 1, &mut out);
         }
         out.push(b'\n');
-        Some(out.into())
+        Some(out)
     }
 
-    fn encode(&self, batch: &RecordBatch) -> Bytes {
+    fn encode(&self, batch: &RecordBatch) -> CopyLines {
         let columns: Vec<TextColumn> =
             batch.columns().iter().map(|column| TextColumn::new(column, self.style)).collect();
         let single = columns.len() == 1;
+        let mut ends = Vec::with_capacity(batch.num_rows());
         let (mut out, mut value) = (Vec::with_capacity(batch.num_rows() * 64), Vec::new());
         for row in 0..batch.num_rows() {
             for (at, (column, forced)) in columns.iter().zip(&self.forced).enumerate() {
@@ -126,8 +129,9 @@ impl Lines {
                 }
             }
             out.push(b'\n');
+            ends.push(out.len());
         }
-        out.into()
+        CopyLines { text: out, ends }
     }
 
     fn value(&self, value: &[u8], forced: bool, single: bool, out: &mut Vec<u8>) {

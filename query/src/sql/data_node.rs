@@ -14,7 +14,7 @@ use hypertide_proto::{error::RpcError, wire::storage::AdoptRequest};
 use super::call::Arguments;
 use crate::{
     Error, Session,
-    session::{Block, DATABASE, Frame},
+    session::{DATABASE, Frame},
 };
 
 /// Names of its parameters, in order.
@@ -49,7 +49,7 @@ pub(crate) async fn add(
     frame: &Frame,
     arguments: &Arguments,
 ) -> Result<Vec<ArrayRef>, Error> {
-    if !matches!(session.block, Block::Idle) {
+    if session.block.is_explicit() {
         return Err(Error::of("25001", "add_data_node cannot run inside a transaction block"));
     }
     let name = arguments.text("node_name")?;

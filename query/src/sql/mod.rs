@@ -1,11 +1,14 @@
 //! Statements and forms of SQL that DataFusion has no plan for.
 //!
 //! A text is cut ([`split`]), read ([`parse`]), described ([`describe`]) and run ([`run`]): there is one file a kind of
-//! statement below that. The files from [`civil`] to [`zone`] know PostgreSQL's values as text, both ways.
+//! statement below that. The files from [`civil`] to [`zone`] know PostgreSQL's values as text, both ways; [`binary`]
+//! knows their bytes.
 
+pub(crate) mod binary;
 pub(crate) mod call;
 pub(crate) mod chunks;
 pub(crate) mod civil;
+pub(crate) mod copy_binary;
 pub(crate) mod copy_from;
 pub(crate) mod copy_options;
 pub(crate) mod copy_rows;

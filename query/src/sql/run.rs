@@ -62,6 +62,11 @@ async fn run_sql(
         Ast::StartTransaction { modes, .. } => transaction::begin(session, modes),
         Ast::Commit { chain: false, .. } => transaction::commit(session).await,
         Ast::Rollback { chain: false, savepoint: None } => Ok(transaction::rollback(session)),
+        Ast::Rollback { savepoint: Some(name), .. } => {
+            transaction::rollback_to(session, name).await
+        }
+        Ast::Savepoint { name } => transaction::savepoint(session, name),
+        Ast::ReleaseSavepoint { name } => transaction::release(session, name),
         Ast::CreateTable(create) => create_table::run(session, create).await,
         Ast::Drop { object_type: ObjectType::Table, if_exists, names, .. } => {
             drop::drop_tables(session, names, *if_exists).await
@@ -208,9 +213,6 @@ pub(crate) fn rows(batch: RecordBatch, tag: &'static str, counted: bool) -> Repl
 /// What the parser reads and nothing here does, by the words it begins with.
 pub(crate) fn unsupported(statement: &Ast) -> Error {
     match statement {
-        Ast::Savepoint { .. }
-        | Ast::ReleaseSavepoint { .. }
-        | Ast::Rollback { savepoint: Some(_), .. } => Error::unsupported("SAVEPOINT"),
         Ast::Commit { .. } | Ast::Rollback { .. } => Error::unsupported("AND CHAIN"),
         Ast::Update(_) => Error::of("0A000", "UPDATE is not supported yet"),
         Ast::Delete(_) => Error::of("0A000", "DELETE is not supported yet"),

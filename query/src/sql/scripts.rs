@@ -16,7 +16,10 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 
-use crate::{Engine, EngineConfig, Error, FragmentService, Reply, Session, sql::text::TextColumn};
+use crate::{
+    CopyLines, CopyOut, Engine, EngineConfig, Error, FragmentService, Reply, Session,
+    sql::text::TextColumn,
+};
 
 /// Longest wait for anything: the machine may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -165,9 +168,14 @@ async fn run(session: &mut Session, sql: &str, data: String) -> Result<String, E
             }
             session.finish_copy(copy).await.map(|tag| format!("{tag}\n"))
         }
-        Reply::CopyOut { stream, .. } => {
-            let pieces: Vec<Bytes> = stream.try_collect().await?;
-            Ok(String::from_utf8_lossy(&pieces.concat()).into_owned())
+        Reply::CopyOut { rows: CopyOut::Lines { header, rows }, .. } => {
+            let pieces: Vec<CopyLines> = rows.try_collect().await?;
+            let rows: Vec<&[u8]> = pieces.iter().flat_map(CopyLines::rows).collect();
+            let text = [header.unwrap_or_default(), rows.concat()].concat();
+            Ok(format!("{}COPY {}\n", String::from_utf8_lossy(&text), rows.len()))
+        }
+        Reply::CopyOut { rows: CopyOut::Binary(_), .. } => {
+            Err(Error::unsupported("binary COPY in a script"))
         }
     }
 }

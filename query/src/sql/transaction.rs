@@ -1,11 +1,14 @@
-//! BEGIN, COMMIT, ROLLBACK.
+//! BEGIN, COMMIT, ROLLBACK, savepoints, and the block of statements that came together.
 
 use datafusion::sql::sqlparser::ast::{
-    Statement as Ast, TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
+    Ident, Statement as Ast, TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
 };
 
-use super::parse::Statement;
-use crate::{Error, Reply, Session, ingest::send::Committed, session::Block, settings::Scope};
+use super::parse::{Statement, fold};
+use crate::{
+    Error, Reply, Session, TransactionStatus, block::Ended, ingest::send::Committed,
+    settings::Scope,
+};
 
 /// Whether a failed block takes the statement.
 pub(crate) fn ends_block(statement: &Statement) -> bool {
@@ -18,12 +21,14 @@ pub(crate) fn ends_block(statement: &Statement) -> bool {
 
 /// BEGIN.
 pub(crate) fn begin(session: &mut Session, modes: &[TransactionMode]) -> Result<Reply, Error> {
-    if !matches!(session.block, Block::Idle) {
+    if session.block.is_explicit() {
         session.notice("WARNING", "25001", "there is already a transaction in progress");
         return Ok(Reply::Done("BEGIN".into()));
     }
-    session.settings.begin();
-    session.block = Block::Open { writer: None, ddl: false };
+    if session.block.status() == TransactionStatus::Idle {
+        session.settings.begin();
+    }
+    session.block.begin();
     let read_only =
         session.settings.get("default_transaction_read_only").unwrap_or("off").to_owned();
     session.settings.set("transaction_read_only", &read_only, Scope::Local)?;
@@ -52,45 +57,93 @@ pub(crate) fn begin(session: &mut Session, modes: &[TransactionMode]) -> Result<
 
 /// COMMIT: one record for all that the block wrote. A failed block is rolled back instead.
 pub(crate) async fn commit(session: &mut Session) -> Result<Reply, Error> {
-    match std::mem::replace(&mut session.block, Block::Idle) {
-        Block::Idle => {
-            session.notice("WARNING", "25P01", "there is no transaction in progress");
-            Ok(Reply::Done("COMMIT".into()))
-        }
-        Block::Failed { ddl } => {
-            rolled_back(session, ddl);
-            Ok(Reply::Done("ROLLBACK".into()))
-        }
-        Block::Open { writer, .. } => {
-            let deadline = session.commit_deadline();
-            let result = match writer {
-                Some(writer) => writer.commit(None, deadline).await,
-                None => Ok(Committed::Empty),
-            };
-            session.settings.end(result.is_ok());
-            if let Committed::Now(index) = result? {
-                session.changed_at(index);
-            }
-            Ok(Reply::Done("COMMIT".into()))
-        }
+    if !session.block.is_explicit() {
+        session.notice("WARNING", "25P01", "there is no transaction in progress");
     }
+    let committed = end(session).await?;
+    Ok(Reply::Done(if committed { "COMMIT" } else { "ROLLBACK" }.into()))
+}
+
+/// Ends the block and commits what it wrote, or rolls it back when it failed: false.
+pub(crate) async fn end(session: &mut Session) -> Result<bool, Error> {
+    if session.block.status() == TransactionStatus::Idle {
+        return Ok(true);
+    }
+    let Ended { writer, failed, ddl } = session.block.end();
+    if failed {
+        rolled_back(session, ddl);
+        return Ok(false);
+    }
+    let deadline = session.commit_deadline();
+    let result = match writer {
+        Some(writer) => writer.commit(None, deadline).await,
+        None => Ok(Committed::Empty),
+    };
+    session.settings.end(result.is_ok());
+    if let Committed::Now(index) = result? {
+        session.changed_at(index);
+    }
+    Ok(true)
 }
 
 /// ROLLBACK.
 pub(crate) fn rollback(session: &mut Session) -> Reply {
-    match std::mem::replace(&mut session.block, Block::Idle) {
-        Block::Idle => session.notice("WARNING", "25P01", "there is no transaction in progress"),
+    if !session.block.is_explicit() {
+        session.notice("WARNING", "25P01", "there is no transaction in progress");
+    }
+    if session.block.status() != TransactionStatus::Idle {
         // Dropping the writer aborts its transaction.
-        Block::Open { ddl, .. } | Block::Failed { ddl } => rolled_back(session, ddl),
+        let ddl = session.block.end().ddl;
+        rolled_back(session, ddl);
     }
     Reply::Done("ROLLBACK".into())
+}
+
+/// SAVEPOINT.
+pub(crate) fn savepoint(session: &mut Session, name: &Ident) -> Result<Reply, Error> {
+    in_block(session, "SAVEPOINT")?;
+    session.block.save(fold(name), &session.settings);
+    Ok(Reply::Done("SAVEPOINT".into()))
+}
+
+/// RELEASE SAVEPOINT.
+pub(crate) fn release(session: &mut Session, name: &Ident) -> Result<Reply, Error> {
+    in_block(session, "RELEASE SAVEPOINT")?;
+    session.block.release(&fold(name))?;
+    Ok(Reply::Done("RELEASE".into()))
+}
+
+/// ROLLBACK TO SAVEPOINT. Rows from before it are sent again under the new transaction, so that it can read them.
+pub(crate) async fn rollback_to(session: &mut Session, name: &Ident) -> Result<Reply, Error> {
+    in_block(session, "ROLLBACK TO SAVEPOINT")?;
+    let (settings, ddl) = session.block.go_back(&fold(name), &session.engine)?;
+    session.settings = settings;
+    if ddl {
+        warn_of_ddl(session);
+    }
+    if let Some(mut writer) = session.block.take_writer() {
+        writer.flush(session.commit_deadline()).await?;
+        session.block.keep_writer(writer);
+    }
+    Ok(Reply::Done("ROLLBACK".into()))
+}
+
+fn in_block(session: &Session, what: &str) -> Result<(), Error> {
+    if session.block.is_explicit() {
+        return Ok(());
+    }
+    Err(Error::of("25P01", format_args!("{what} can only be used in transaction blocks")))
 }
 
 fn rolled_back(session: &mut Session, ddl: bool) {
     session.settings.end(false);
     if ddl {
-        let message =
-            "changes of tables take effect at once: those of this transaction were not rolled back";
-        session.notice("WARNING", "25001", message);
+        warn_of_ddl(session);
     }
+}
+
+fn warn_of_ddl(session: &mut Session) {
+    let message =
+        "changes of tables take effect at once: those of this transaction were not rolled back";
+    session.notice("WARNING", "25001", message);
 }

@@ -13,6 +13,7 @@ use arrow::{
 use hypertide_proto::schema::{ColumnType, UTC};
 
 use super::{
+    binary,
     datetime::{self, Fault},
     zone::Zone,
 };
@@ -135,6 +136,45 @@ impl ValueBuilder {
         Ok(())
     }
 
+    /// Appends the value that its binary form means; after an error nothing is appended.
+    pub(crate) fn append_binary(&mut self, value: &[u8]) -> Result<(), Error> {
+        let column = self.column_type;
+        match &mut self.values {
+            Values::Int16(builder) => {
+                builder.append_value(i16::from_be_bytes(binary::fixed(value, column)?));
+            }
+            Values::Int32(builder) => {
+                builder.append_value(i32::from_be_bytes(binary::fixed(value, column)?));
+            }
+            Values::Int64(builder) => {
+                builder.append_value(i64::from_be_bytes(binary::fixed(value, column)?));
+            }
+            Values::Float32(builder) => {
+                builder.append_value(f32::from_be_bytes(binary::fixed(value, column)?));
+            }
+            Values::Float64(builder) => {
+                builder.append_value(f64::from_be_bytes(binary::fixed(value, column)?));
+            }
+            Values::Decimal(builder) => builder.append_value(binary_numeric(value, column)?),
+            Values::Bool(builder) => {
+                let [byte] = binary::fixed(value, column)?;
+                builder.append_value(byte != 0);
+            }
+            Values::Text(builder) => match column {
+                ColumnType::Varchar(length) => {
+                    builder.append_value(fit(binary::text(value)?, length)?);
+                }
+                ColumnType::Uuid => builder.append_value(binary::uuid(value)?),
+                ColumnType::Jsonb => builder.append_value(check_json(binary::json(value)?)?),
+                _ => builder.append_value(binary::text(value)?),
+            },
+            Values::Timestamp(builder) => builder.append_value(binary::micros(value, column)?),
+            Values::Date(builder) => builder.append_value(binary::days(value)?),
+            Values::Bytes(builder) => builder.append_value(value),
+        }
+        Ok(())
+    }
+
     /// The column; the builder starts anew.
     pub(crate) fn finish(&mut self) -> ArrayRef {
         match &mut self.values {
@@ -207,6 +247,23 @@ fn finite(value: f64, text: &str, column_type: ColumnType) -> Result<f64, Error>
     Ok(value)
 }
 
+/// The unscaled number in the column's scale, from the binary form.
+fn binary_numeric(value: &[u8], column_type: ColumnType) -> Result<i128, Error> {
+    let ColumnType::Numeric { precision, scale } = column_type else {
+        return Err(binary::incorrect(column_type));
+    };
+    let (unscaled, own) = binary::numeric(value)?;
+    binary::rescaled(unscaled, own, precision, scale)
+        .ok_or_else(|| numeric_overflow(precision, scale))
+}
+
+fn numeric_overflow(precision: u8, scale: i8) -> Error {
+    let digits = i32::from(precision) - i32::from(scale);
+    Error::of("22003", "numeric field overflow").with_detail(format_args!(
+        "A field with precision {precision}, scale {scale} must round to an absolute value less than 10^{digits}."
+    ))
+}
+
 /// The unscaled number in the column's scale, rounded half away from zero.
 fn parse_numeric(text: &str, column_type: ColumnType) -> Result<i128, Error> {
     let ColumnType::Numeric { precision, scale } = column_type else {
@@ -236,12 +293,7 @@ fn parse_numeric(text: &str, column_type: ColumnType) -> Result<i128, Error> {
     // Digits that count, from the first to the last place of the scale; the one after it rounds.
     let point = i64::try_from(whole.len()).map_err(|_| bad())? + i64::from(exponent);
     let kept = point + i64::from(scale);
-    let overflow = || {
-        Error::of("22003", "numeric field overflow").with_detail(format_args!(
-            "A field with precision {precision}, scale {scale} must round to an absolute value less than 10^{}.",
-            i32::from(precision) - i32::from(scale)
-        ))
-    };
+    let overflow = || numeric_overflow(precision, scale);
     let limit = 10i128.pow(u32::from(precision));
     let mut value = 0i128;
     let mut digits = all();

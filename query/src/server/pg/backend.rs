@@ -124,18 +124,17 @@ impl Writer {
     }
 
     /// Announces the rows of a COPY.
-    pub(super) fn copy_out(&mut self, columns: usize) -> Result<(), Stop> {
-        let (count, formats) = copy_formats(columns, false)?;
-        self.put(&Message::CopyOutResponse(CopyOutResponse::new(0, count, formats)))
+    pub(super) fn copy_out(&mut self, columns: usize, binary: bool) -> Result<(), Stop> {
+        let (count, formats) = copy_formats(columns, binary)?;
+        let response = CopyOutResponse::new(i8::from(binary), count, formats);
+        self.put(&Message::CopyOutResponse(response))
     }
 
-    /// Buffers rows of a COPY.
+    /// Buffers a row of a COPY.
     pub(super) fn copy_data(&mut self, data: &[u8]) {
-        for piece in data.chunks(FLUSH_BYTES) {
-            self.buffer.push(b'd');
-            self.buffer.extend_from_slice(&(piece.len() as u32 + 4).to_be_bytes());
-            self.buffer.extend_from_slice(piece);
-        }
+        self.buffer.push(b'd');
+        self.buffer.extend_from_slice(&(data.len() as u32 + 4).to_be_bytes());
+        self.buffer.extend_from_slice(data);
     }
 
     /// Sends what is buffered. Dropped in the midst, it goes on where it was when called again.

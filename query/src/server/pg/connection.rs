@@ -181,6 +181,7 @@ impl Connection {
         match message {
             Frontend::Sync => {
                 self.skipping = false;
+                self.end_together().await?;
                 self.ready()
             }
             Frontend::Query(sql) => {
@@ -207,6 +208,16 @@ impl Connection {
                     self.fail(&error, sql.as_deref())
                 }
             },
+        }
+    }
+
+    /// Commits the statements that came together, or rolls them back when one failed.
+    pub(super) async fn end_together(&mut self) -> Result<(), Stop> {
+        let ending = self.session.end_together();
+        match self.watch.over(&mut self.reader, ending).await {
+            Ok(Ok(())) => self.notices(),
+            Ok(Err(error)) | Err(Fault::Statement(error)) => self.fail(&error, None),
+            Err(Fault::Stop(stop)) => Err(stop),
         }
     }
 

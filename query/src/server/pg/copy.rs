@@ -1,17 +1,23 @@
 //! Rows of COPY in both directions, with back-pressure: a piece is taken when the one before was.
 
 use bytes::{Bytes, BytesMut};
+use datafusion::execution::SendableRecordBatchStream;
 use futures::{StreamExt, stream::BoxStream};
 use pgwire::messages::{PgWireBackendMessage as Message, copy::CopyDone};
 
 use super::{
     connection::{Connection, Fault, QUERY_CANCELED, Stop},
-    frontend::{Frontend, PROTOCOL_VIOLATION},
+    encode::Rows,
+    frontend::{Format, Frontend, PROTOCOL_VIOLATION},
+    portal::result_types,
 };
-use crate::{CopyIn, Error};
+use crate::{CopyIn, CopyLines, CopyOut, Error, sql::binary::SIGNATURE};
 
 /// Messages are joined up to this size: clients like psql send one a line.
 const PIECE_BYTES: usize = 256 << 10;
+
+/// A count of fields that no tuple has: the end of a binary COPY.
+const TUPLES_END: [u8; 2] = (-1_i16).to_be_bytes();
 
 /// How the data of a COPY ended.
 enum Ended {
@@ -86,22 +92,69 @@ impl Connection {
     }
 
     /// Sends the rows of a COPY TO STDOUT.
-    pub(super) async fn copy_out(
+    pub(super) async fn copy_out(&mut self, columns: usize, rows: CopyOut) -> Result<(), Fault> {
+        self.writer.copy_out(columns, matches!(rows, CopyOut::Binary(_)))?;
+        let count = match rows {
+            CopyOut::Lines { header, rows } => self.copy_lines(header, rows).await?,
+            CopyOut::Binary(batches) => self.copy_tuples(batches).await?,
+        };
+        self.writer.put(&Message::CopyDone(CopyDone::new()))?;
+        Ok(self.writer.complete(format!("COPY {count}"))?)
+    }
+
+    async fn copy_lines(
         &mut self,
-        columns: usize,
-        mut stream: BoxStream<'static, Result<Bytes, Error>>,
-    ) -> Result<(), Fault> {
-        self.writer.copy_out(columns)?;
-        let mut rows = 0_u64;
-        while let Some(lines) = self.watch.over(&mut self.reader, stream.next()).await? {
-            let lines = lines?;
-            rows += memchr::memchr_iter(b'\n', &lines).count() as u64;
-            self.writer.copy_data(&lines);
-            if self.writer.large() {
-                self.watch.over(&mut self.reader, self.writer.flush()).await??;
+        header: Option<Vec<u8>>,
+        mut pieces: BoxStream<'static, Result<CopyLines, Error>>,
+    ) -> Result<usize, Fault> {
+        if let Some(header) = header {
+            self.writer.copy_data(&header);
+        }
+        let mut count = 0;
+        while let Some(piece) = self.watch.over(&mut self.reader, pieces.next()).await? {
+            let piece = piece?;
+            count += piece.ends.len();
+            for row in piece.rows() {
+                self.copy_row(row).await?;
             }
         }
-        self.writer.put(&Message::CopyDone(CopyDone::new()))?;
-        Ok(self.writer.complete(format!("COPY {rows}"))?)
+        Ok(count)
     }
+
+    async fn copy_tuples(
+        &mut self,
+        mut batches: SendableRecordBatchStream,
+    ) -> Result<usize, Fault> {
+        let types = result_types(&batches.schema(), &[Format::Binary])?;
+        let style = self.session.settings().text_style();
+        let (mut count, mut tuple) = (0, binary_header());
+        while let Some(batch) = self.watch.over(&mut self.reader, batches.next()).await? {
+            let mut rows = Rows::new(&batch.map_err(Error::from)?, &types, style)?;
+            while rows.copy_next(&mut tuple) {
+                count += 1;
+                self.copy_row(&tuple).await?;
+                tuple.clear();
+            }
+        }
+        tuple.extend_from_slice(&TUPLES_END);
+        self.copy_row(&tuple).await?;
+        Ok(count)
+    }
+
+    /// Sends one row as one message, which clients rely on to tell rows apart. The header of the binary format comes
+    /// with the first.
+    async fn copy_row(&mut self, row: &[u8]) -> Result<(), Fault> {
+        self.writer.copy_data(row);
+        if self.writer.large() {
+            self.watch.over(&mut self.reader, self.writer.flush()).await??;
+        }
+        Ok(())
+    }
+}
+
+/// Signature, no flags, no extension.
+fn binary_header() -> Vec<u8> {
+    let mut header = SIGNATURE.to_vec();
+    header.extend_from_slice(&[0; 8]);
+    header
 }

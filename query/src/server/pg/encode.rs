@@ -24,13 +24,12 @@ use super::{
 };
 use crate::{
     Error,
-    sql::text::{TextColumn, TextStyle},
+    sql::{
+        binary::{EPOCH_DAYS, EPOCH_MICROS},
+        text::{TextColumn, TextStyle},
+    },
 };
 
-/// Microseconds and days from the Unix epoch to 2000-01-01, from which PostgreSQL counts.
-pub(super) const EPOCH_MICROS: i64 = 946_684_800_000_000;
-/// See [`EPOCH_MICROS`].
-pub(super) const EPOCH_DAYS: i32 = 10_957;
 /// Length that says NULL.
 const NULL: [u8; 4] = (-1_i32).to_be_bytes();
 /// Sign of a negative numeric.
@@ -80,14 +79,26 @@ impl Rows {
             return false;
         }
         out.push(b'D');
-        with_length(out, 0, |out| {
-            out.extend_from_slice(&(self.columns.len() as u16).to_be_bytes());
-            for column in &self.columns {
-                column.write(self.next, out);
-            }
-        });
+        with_length(out, 0, |out| self.write_tuple(out));
         self.next += 1;
         true
+    }
+
+    /// Appends the next row as a tuple of the binary COPY; false when there is none.
+    pub(super) fn copy_next(&mut self, out: &mut Vec<u8>) -> bool {
+        let more = self.next < self.count;
+        if more {
+            self.write_tuple(out);
+            self.next += 1;
+        }
+        more
+    }
+
+    fn write_tuple(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&(self.columns.len() as u16).to_be_bytes());
+        for column in &self.columns {
+            column.write(self.next, out);
+        }
     }
 }
 

@@ -125,6 +125,10 @@ impl Connection {
                 if let Some(tag) = self.deallocate(&portal.statement.sql) {
                     return Ok(self.writer.complete(tag)?);
                 }
+                // A statement that Sync follows is a transaction of its own, as soon as its answer is sent.
+                if !self.reader.sync_follows() {
+                    self.session.begin_together();
+                }
                 let executing = self.session.execute(&portal.statement, values);
                 let reply = self.watch.over(&mut self.reader, executing).await??;
                 self.notices()?;

@@ -135,6 +135,11 @@ impl Reader {
         }
     }
 
+    /// Whether the next message is here, and is Sync.
+    pub(super) fn sync_follows(&self) -> bool {
+        self.buffer.first() == Some(&b'S')
+    }
+
     /// Whether bytes came that nobody has asked for yet.
     pub(super) fn pending(&self) -> bool {
         !self.buffer.is_empty()

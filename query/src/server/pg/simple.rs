@@ -15,14 +15,16 @@ impl Connection {
         self.portals.remove("");
         self.statements.remove("");
         let mut offset = 0;
-        match self.simple_statements(sql, &mut offset).await {
+        let done = match self.simple_statements(sql, &mut offset).await {
             Ok(()) => Ok(()),
             Err(Fault::Stop(stop)) => Err(stop),
             Err(Fault::Statement(mut error)) => {
                 error.position = error.position.map(|position| position + offset);
                 self.fail(&error, Some(sql))
             }
-        }
+        };
+        done?;
+        self.end_together().await
     }
 
     /// `offset` is where the statement that runs begins.
@@ -36,6 +38,9 @@ impl Connection {
             let rest = sql.get(searched..).unwrap_or_default();
             *offset = searched + rest.find(statement.as_str()).unwrap_or(0);
             searched = *offset + statement.len();
+            if statements.len() > 1 {
+                self.session.begin_together();
+            }
             self.simple_statement(statement).await?;
         }
         Ok(())
@@ -82,7 +87,7 @@ impl Connection {
                 self.writer.complete(tag)?;
             }
             Reply::CopyIn(copy) => self.copy_in(copy).await?,
-            Reply::CopyOut { columns, stream } => self.copy_out(columns, stream).await?,
+            Reply::CopyOut { columns, rows } => self.copy_out(columns, rows).await?,
             Reply::Rows { .. } | Reply::Empty => {
                 self.writer.put(&Message::EmptyQueryResponse(EmptyQueryResponse::new()))?;
             }

@@ -1,0 +1,162 @@
+//! The transaction block of a session: what its statements wrote so far, and where it can go back to.
+//!
+//! - BEGIN opens an explicit block, which lasts until COMMIT or ROLLBACK. Statements that came in one message, or in
+//!   one series up to Sync, share an implicit block, which the server ends with them.
+//! - All writes of a block go to one [`Writer`] and are committed by one record.
+//! - A savepoint keeps what the writer held then. Going back makes a new transaction of exactly that and aborts the
+//!   old one, so that data nodes need not know of savepoints. The kept rows are shared, not copied.
+//! - A failed block has no writer: its transaction is aborted. Only its end, or a savepoint, brings it on.
+
+use std::sync::Arc;
+
+use crate::{
+    Engine, Error, Settings, TransactionStatus,
+    ingest::send::{Kept, Writer},
+};
+
+/// The transaction block; the default is none.
+#[derive(Debug, Default)]
+pub(crate) struct Block {
+    state: State,
+    /// Where its rows went, once it has some; only in an open block.
+    writer: Option<Writer>,
+    /// Whether it changed tables, which no ROLLBACK takes back.
+    ddl: bool,
+    savepoints: Vec<Savepoint>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Idle,
+    /// Takes statements.
+    Open(Kind),
+    /// Takes only its end.
+    Failed(Kind),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Explicit,
+    Implicit,
+}
+
+/// A place to go back to.
+#[derive(Debug)]
+struct Savepoint {
+    name: String,
+    rows: Option<Kept>,
+    settings: Settings,
+    ddl: bool,
+}
+
+/// How a block ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// What it wrote; none when it failed.
+    pub(crate) writer: Option<Writer>,
+    /// Whether it had failed.
+    pub(crate) failed: bool,
+    /// Whether it changed tables.
+    pub(crate) ddl: bool,
+}
+
+impl Block {
+    pub(crate) fn status(&self) -> TransactionStatus {
+        match self.state {
+            State::Idle => TransactionStatus::Idle,
+            State::Open(_) => TransactionStatus::Open,
+            State::Failed(_) => TransactionStatus::Failed,
+        }
+    }
+
+    /// Whether a BEGIN opened it.
+    pub(crate) fn is_explicit(&self) -> bool {
+        matches!(self.state, State::Open(Kind::Explicit) | State::Failed(Kind::Explicit))
+    }
+
+    /// Whether statements that came together opened it.
+    pub(crate) fn is_implicit(&self) -> bool {
+        matches!(self.state, State::Open(Kind::Implicit) | State::Failed(Kind::Implicit))
+    }
+
+    /// Opens an explicit block; an implicit one becomes explicit with what it wrote.
+    pub(crate) fn begin(&mut self) {
+        self.state = State::Open(Kind::Explicit);
+    }
+
+    /// Opens an implicit block unless there is one.
+    pub(crate) fn begin_implicit(&mut self) {
+        if self.state == State::Idle {
+            self.state = State::Open(Kind::Implicit);
+        }
+    }
+
+    /// Ends it.
+    pub(crate) fn end(&mut self) -> Ended {
+        let Self { state, writer, ddl, .. } = std::mem::take(self);
+        Ended { writer, failed: matches!(state, State::Failed(_)), ddl }
+    }
+
+    /// A statement in it failed. Dropping the writer aborts its transaction.
+    pub(crate) fn fail(&mut self) {
+        if let State::Open(kind) = self.state {
+            self.state = State::Failed(kind);
+            self.writer = None;
+        }
+    }
+
+    /// Notes that a statement in it changes tables.
+    pub(crate) fn note_ddl(&mut self) {
+        self.ddl |= self.state != State::Idle;
+    }
+
+    pub(crate) fn writer(&self) -> Option<&Writer> {
+        self.writer.as_ref()
+    }
+
+    pub(crate) fn take_writer(&mut self) -> Option<Writer> {
+        self.writer.take()
+    }
+
+    pub(crate) fn keep_writer(&mut self, writer: Writer) {
+        self.writer = Some(writer);
+    }
+
+    /// SAVEPOINT. Names may repeat: the last of a name is meant.
+    pub(crate) fn save(&mut self, name: String, settings: &Settings) {
+        let rows = self.writer.as_ref().map(Writer::kept);
+        self.savepoints.push(Savepoint { name, rows, settings: settings.clone(), ddl: self.ddl });
+    }
+
+    /// RELEASE SAVEPOINT: forgets it and those after it.
+    pub(crate) fn release(&mut self, name: &str) -> Result<(), Error> {
+        let at = self.find(name)?;
+        self.savepoints.truncate(at);
+        Ok(())
+    }
+
+    /// ROLLBACK TO SAVEPOINT: what the block wrote since is gone, and it is open again. Gives the settings of then, and
+    /// whether tables were changed since.
+    pub(crate) fn go_back(
+        &mut self,
+        name: &str,
+        engine: &Arc<Engine>,
+    ) -> Result<(Settings, bool), Error> {
+        let at = self.find(name)?;
+        self.savepoints.truncate(at + 1);
+        let savepoint = self.savepoints.last().ok_or_else(|| no_savepoint(name))?;
+        self.writer = savepoint.rows.as_ref().map(|rows| Writer::again(engine, rows));
+        self.state = State::Open(Kind::Explicit);
+        Ok((savepoint.settings.clone(), self.ddl && !savepoint.ddl))
+    }
+
+    fn find(&self, name: &str) -> Result<usize, Error> {
+        let at = self.savepoints.iter().rposition(|savepoint| savepoint.name == name);
+        at.ok_or_else(|| no_savepoint(name))
+    }
+}
+
+fn no_savepoint(name: &str) -> Error {
+    Error::of("3B001", format_args!("savepoint \"{name}\" does not exist"))
+}
