@@ -109,6 +109,8 @@ fn main() -> ExitCode {
     logging::install(cli.verb.log_name());
     match execute(cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
+        // The reader of the output has seen enough: `hypertide sql -c ... | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hypertide: {error:#}");
             let usage = error.downcast_ref::<UsageError>().is_some();
@@ -126,6 +128,11 @@ fn execute(verb: Verb) -> anyhow::Result<()> {
     // A thread that still reads a terminal or a file must not hold up the exit.
     runtime.shutdown_background();
     outcome
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |io: &std::io::Error| io.kind() == std::io::ErrorKind::BrokenPipe;
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(broken)
 }
 
 #[cfg(test)]

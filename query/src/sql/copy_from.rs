@@ -57,7 +57,6 @@ impl std::fmt::Debug for CopyIn {
 
 /// Reads the data in its form.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a COPY has one, which moves once a block")]
 enum Input {
     Lines(Rows),
     Binary(Tuples),

@@ -19,7 +19,7 @@ pub(super) fn schemata(image: &Image) -> Rows {
         image.catalog.tables().map(|table| table.schema.as_str()).collect();
     names.extend([DEFAULT_SCHEMA, "information_schema", "pg_catalog", "timescaledb_information"]);
     for name in names {
-        rows.push([DATABASE.into(), name.into(), "postgres".into()]);
+        rows.push([DATABASE.into(), name.into(), crate::server::USER.into()]);
     }
     rows
 }

@@ -176,7 +176,7 @@ pub(super) fn data_nodes(image: &Image) -> Rows {
             format!("port={port}"),
             format!("dbname={}", crate::session::DATABASE),
         ];
-        rows.push([node.name.as_str().into(), "postgres".into(), Value::Texts(options)]);
+        rows.push([node.name.as_str().into(), crate::server::USER.into(), Value::Texts(options)]);
     }
     rows
 }
