@@ -1,7 +1,7 @@
 //! What the data nodes reported last, in memory only; at the leader also the way of their progress into the log.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -14,6 +14,10 @@ use hypertide_proto::{
 use crate::{
     catalog::{Catalog, Command},
     node::{CatalogWriter, MetaNode},
+    reconcile::{
+        detect::HEARD_WITHIN,
+        plan::{SeenChunk, SeenNode},
+    },
 };
 
 /// A data node that was not heard of for this long is down.
@@ -34,10 +38,12 @@ pub(crate) struct Fleet {
 struct Heard {
     rid: Rid,
     at: Instant,
+    /// Since when it has been heard of without a pause.
+    steady: Instant,
     pid: u32,
     chunks: BTreeMap<ChunkId, ChunkProgress>,
-    /// What of the progress was put into the log.
-    logged: BTreeMap<ChunkId, Csn>,
+    damaged: BTreeSet<ChunkId>,
+    free_bytes: u64,
 }
 
 /// The last that was heard of a data node, in sums.
@@ -48,6 +54,7 @@ pub(crate) struct Summary {
     pub(crate) chunks: u64,
     pub(crate) bytes: u64,
     pub(crate) rows: u64,
+    pub(crate) free_bytes: u64,
 }
 
 impl Fleet {
@@ -59,7 +66,15 @@ impl Fleet {
             return false;
         }
         let at = Instant::now();
-        let fresh = || Heard { rid, at, pid: 0, chunks: BTreeMap::new(), logged: BTreeMap::new() };
+        let fresh = || Heard {
+            rid,
+            at,
+            steady: at,
+            pid: 0,
+            chunks: BTreeMap::new(),
+            damaged: BTreeSet::new(),
+            free_bytes: 0,
+        };
         if !known {
             nodes.remove(&rid.node);
         }
@@ -67,18 +82,24 @@ impl Fleet {
         if heartbeat.full {
             heard.chunks.clear();
         }
-        (heard.at, heard.pid) = (at, heartbeat.pid);
+        if at.duration_since(heard.at) > HEARD_WITHIN {
+            heard.steady = at;
+        }
+        (heard.at, heard.pid, heard.free_bytes) = (at, heartbeat.pid, heartbeat.free_bytes);
+        heard.damaged = heartbeat.damaged.into_iter().map(ChunkId).collect();
         for progress in heartbeat.progress {
             heard.chunks.insert(ChunkId(progress.chunk), progress);
         }
         true
     }
 
-    /// Chunks that a node reported and this catalog does not know.
-    pub(crate) fn strange(&self, node: NodeId, catalog: &Catalog) -> Vec<ChunkId> {
+    /// Chunks that a node reported and that this catalog has no use for on its disk. A replica that left is of use: it may
+    /// come back.
+    pub(crate) fn strange(&self, rid: Rid, catalog: &Catalog) -> Vec<ChunkId> {
         let nodes = self.lock();
-        let chunks = nodes.get(&node).into_iter().flat_map(|heard| heard.chunks.keys());
-        chunks.copied().filter(|id| catalog.chunk(*id).is_none()).collect()
+        let heard = nodes.get(&rid.node).filter(|heard| heard.rid == rid);
+        let chunks = heard.into_iter().flat_map(|heard| heard.chunks.keys());
+        chunks.copied().filter(|id| !wanted(catalog, *id, rid)).collect()
     }
 
     /// Forgets chunks that a node is told to remove.
@@ -86,7 +107,6 @@ impl Fleet {
         if let Some(heard) = self.lock().get_mut(&node) {
             for chunk in chunks {
                 heard.chunks.remove(chunk);
-                heard.logged.remove(chunk);
             }
         }
     }
@@ -103,7 +123,37 @@ impl Fleet {
             chunks: heard.chunks.len() as u64,
             bytes: heard.chunks.values().map(|progress| progress.bytes).sum(),
             rows: heard.chunks.values().map(|progress| progress.rows).sum(),
+            free_bytes: heard.free_bytes,
         }
+    }
+
+    /// How long the disk has been silent, and for how long it was heard of without a pause before. Silence is counted from
+    /// `since` at most, when given: before that nobody here listened, which is no reason to suspect a node, nor to
+    /// take it for one that is back.
+    pub(crate) fn silence(&self, rid: Rid, since: Option<Instant>) -> (Duration, Duration) {
+        let nodes = self.lock();
+        let heard = nodes.get(&rid.node).filter(|heard| heard.rid == rid);
+        let last = heard.map(|heard| heard.at).max(since);
+        let silent = last.map_or(Duration::MAX, |last| last.elapsed());
+        (silent, heard.map_or(Duration::ZERO, |heard| heard.at.duration_since(heard.steady)))
+    }
+
+    /// Whether the disk was heard of lately.
+    pub(crate) fn hears(&self, rid: Rid) -> bool {
+        let nodes = self.lock();
+        let heard = nodes.get(&rid.node).filter(|heard| heard.rid == rid);
+        heard.is_some_and(|heard| heard.at.elapsed() < SILENCE_MAX)
+    }
+
+    /// What every node reported last.
+    pub(crate) fn seen(&self) -> BTreeMap<NodeId, SeenNode> {
+        let nodes = self.lock();
+        let seen = nodes.iter().map(|(id, heard)| {
+            let chunks = heard.chunks.iter().map(|(id, progress)| (*id, seen_chunk(progress)));
+            let (rid, damaged) = (heard.rid, heard.damaged.clone());
+            (*id, SeenNode { rid, chunks: chunks.collect(), damaged })
+        });
+        seen.collect()
     }
 
     /// The progress that is not in the log yet, in commands of bounded size.
@@ -112,20 +162,18 @@ impl Fleet {
         let mut commands = Vec::new();
         for heard in nodes.values() {
             let news = heard.chunks.iter().filter_map(|(id, progress)| {
-                let csn = Csn(progress.applied_csn);
-                let logged = heard.logged.get(id).copied().unwrap_or_default();
-                (csn > logged && catalog.chunk(*id).is_some()).then_some((*id, csn))
+                // Compared with the log itself: who returns to a chunk must be noted again.
+                let chunk = catalog.chunk(*id)?;
+                let csn = Csn(progress.applied_csn).min(chunk.last_csn);
+                let learns =
+                    chunk.members().chain(chunk.complete_left()).any(|rid| rid == heard.rid);
+                let logged = catalog.applied(*id, heard.rid).unwrap_or_default();
+                (learns && csn > logged).then_some((*id, csn))
             });
             let news: Vec<(ChunkId, Csn)> = news.collect();
             commands.extend(news.chunks(PROGRESS_CHUNKS).map(|part| (heard.rid, part.to_vec())));
         }
         commands
-    }
-
-    fn logged(&self, rid: Rid, applied: &[(ChunkId, Csn)]) {
-        if let Some(heard) = self.lock().get_mut(&rid.node).filter(|heard| heard.rid == rid) {
-            heard.logged.extend(applied.iter().copied());
-        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Heard>> {
@@ -142,13 +190,23 @@ pub(crate) async fn report_progress(node: Weak<MetaNode>) {
             continue;
         }
         for (rid, applied) in node.fleet().unlogged(&node.image().catalog) {
-            let command = Command::Progress { rid, applied: applied.clone() };
+            let command = Command::Progress { rid, applied };
             // What did not get through is tried again in the next round.
-            if node.propose(command, Instant::now() + PROGRESS_INTERVAL).await.is_ok() {
-                node.fleet().logged(rid, &applied);
-            }
+            drop(node.propose(command, Instant::now() + PROGRESS_INTERVAL).await);
         }
     }
+}
+
+/// Whether the catalog wants a chunk on a disk, or may.
+fn wanted(catalog: &Catalog, id: ChunkId, rid: Rid) -> bool {
+    let left = |chunk: &crate::catalog::Chunk| chunk.left.iter().any(|(left, _)| *left == rid);
+    catalog.chunk(id).is_some_and(|chunk| chunk.has_member(rid) || left(chunk))
+}
+
+/// A report as a value.
+pub(crate) fn seen_chunk(progress: &ChunkProgress) -> SeenChunk {
+    let chain = progress.chain.as_ref().try_into().map_or(0, u128::from_be_bytes);
+    SeenChunk { csn: Csn(progress.applied_csn), chain, bytes: progress.bytes }
 }
 
 #[cfg(test)]
@@ -179,7 +237,7 @@ mod tests {
         assert_eq!(fleet.summary(rid(1)), Summary::default());
         assert!(fleet.hear(rid(1), heartbeat(true, &[(1, 5), (2, 6)])));
         assert!(fleet.hear(rid(1), heartbeat(false, &[(3, 7)])));
-        let summary = Summary { up: true, pid: 42, chunks: 3, bytes: 300, rows: 30 };
+        let summary = Summary { up: true, pid: 42, chunks: 3, bytes: 300, rows: 30, free_bytes: 0 };
         assert_eq!(fleet.summary(rid(1)), summary);
     }
 
@@ -198,9 +256,9 @@ mod tests {
         let fleet = Fleet::default();
         assert!(fleet.hear(rid(1), heartbeat(true, &[(1, 5)])));
         let catalog = Catalog::default();
-        assert_eq!(fleet.strange(NodeId(1), &catalog), [ChunkId(1)]);
+        assert_eq!(fleet.strange(rid(1), &catalog), [ChunkId(1)]);
         assert!(fleet.unlogged(&catalog).is_empty());
         fleet.forget(NodeId(1), &[ChunkId(1)]);
-        assert!(fleet.strange(NodeId(1), &catalog).is_empty());
+        assert!(fleet.strange(rid(1), &catalog).is_empty());
     }
 }

@@ -185,7 +185,8 @@ pub(crate) async fn accept(node: &Arc<MetaNode>, request: InitRequest) -> Result
         );
         return refuse(Code::WrongNode, message);
     }
-    let formed = Formed { cluster, members: members.into_iter().collect() };
+    let members = members.into_iter().collect();
+    let formed = Formed { cluster, members, joins: false };
     match node.form(formed).await {
         Ok(()) => Ok(true),
         Err(error) => refuse(Code::Internal, error.to_string()),

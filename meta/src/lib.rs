@@ -3,8 +3,9 @@
 //! A command enters by [`CatalogWriter::propose`]; `commit` groups all that wait into one proposal and passes it to the
 //! leader; `raft` makes it durable on a majority and applies it to the [`catalog`] everywhere; the answer travels back.
 //! A read takes a barrier (`barrier`): the leader says up to where the log counts, the node waits until its own catalog
-//! has that much, and reads an [`Image`]. `fleet` remembers what data nodes report, `rpc` serves all of it, and
-//! [`init_cluster`] forms a group out of empty nodes.
+//! has that much, and reads an [`Image`]. `fleet` remembers what data nodes report, `enter` judges the disk of one that comes, and at the
+//! leader [`reconcile`] takes care of data nodes and replicas. `rpc` serves all of it, [`init_cluster`] forms a group out
+//! of empty nodes, and `members` adds and removes access nodes.
 //!
 //! Invariants:
 //! - The catalog changes only by [`catalog::Catalog::apply`], and a refusal is an answer.
@@ -16,18 +17,22 @@
 mod barrier;
 pub mod catalog;
 mod commit;
+mod enter;
 mod error;
 mod fleet;
 mod init;
 mod leader;
+mod members;
 mod memory;
 mod node;
 pub mod placement;
 mod raft;
+pub mod reconcile;
 mod rpc;
 mod status;
 
 pub use error::Error;
 pub use init::init_cluster;
+pub use members::MemberChange;
 pub use memory::MemoryCatalog;
 pub use node::{Answer, CatalogWriter, Config, Image, MetaNode, Tuning};

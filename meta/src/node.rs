@@ -26,6 +26,7 @@ use crate::{
     fleet::Fleet,
     leader::Leader,
     raft::{Formed, Group, LogStore, RaftService, Setup, Watchdog},
+    reconcile::{Jobs, plan::DEAD_AFTER_MS},
     rpc::MetaService,
 };
 
@@ -109,11 +110,18 @@ pub struct Tuning {
     pub snapshot_entries: u64,
     /// Entries kept in the log behind a raft snapshot.
     pub kept_entries: u64,
+    /// How long a dead data node is waited for before its replicas are copied elsewhere.
+    pub dead_after_ms: u64,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { heartbeat_ms: 200, snapshot_entries: 20_000, kept_entries: 2_000 }
+        Self {
+            heartbeat_ms: 200,
+            snapshot_entries: 20_000,
+            kept_entries: 2_000,
+            dead_after_ms: DEAD_AFTER_MS,
+        }
     }
 }
 
@@ -137,8 +145,12 @@ pub struct MetaNode {
     seq: AtomicU64,
     failure: watch::Sender<Option<String>>,
     fleet: Fleet,
+    jobs: Mutex<Jobs>,
+    started: Instant,
     /// Held while the node is taken into a group.
     forming: tokio::sync::Mutex<()>,
+    /// Held while an access node comes or goes.
+    changing: tokio::sync::Mutex<()>,
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
@@ -172,7 +184,10 @@ impl MetaNode {
             seq: AtomicU64::new(0),
             failure: watch::Sender::new(None),
             fleet: Fleet::default(),
+            jobs: Mutex::default(),
+            started: Instant::now(),
             forming: tokio::sync::Mutex::new(()),
+            changing: tokio::sync::Mutex::new(()),
             tasks: Mutex::new(Vec::new()),
         });
         if let Some(formed) = formed {
@@ -223,18 +238,22 @@ impl MetaNode {
         }
     }
 
-    /// Stops taking part, after what is under way.
+    /// Stops taking part, after what is under way; when it returns, the files are closed.
     pub async fn shutdown(&self) {
         let _forming = self.forming.lock().await;
         for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }
         let group = self.group.send_replace(None);
-        if let Some(group) = group {
+        if let Some(group) = &group {
             group.shutdown().await;
         }
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(open) = log.map(LogStore::open_elsewhere) else { return };
+        let log = log.map(LogStore::open_elsewhere);
+        let open = || {
+            log.as_ref().is_some_and(|open| open())
+                || group.as_ref().is_some_and(|group| group.catalog_open())
+        };
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         while open() && Instant::now() < deadline {
             tokio::time::sleep(CLOSE_CHECK_INTERVAL).await;
@@ -251,6 +270,20 @@ impl MetaNode {
 
     pub(crate) fn fleet(&self) -> &Fleet {
         &self.fleet
+    }
+
+    pub(crate) fn tuning(&self) -> &Tuning {
+        &self.tuning
+    }
+
+    /// Copies that this node has begun as the leader.
+    pub(crate) fn jobs(&self) -> std::sync::MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long the node has been running.
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// What the node has as a member of its group.
@@ -274,6 +307,10 @@ impl MetaNode {
 
     pub(crate) async fn lock_forming(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.forming.lock().await
+    }
+
+    pub(crate) fn changing(&self) -> &tokio::sync::Mutex<()> {
+        &self.changing
     }
 
     fn log(&self) -> Result<LogStore, Error> {
@@ -316,13 +353,17 @@ impl MetaNode {
         self.spawn(watch_disk(Arc::downgrade(self), watchdog));
         self.spawn(keep_registered(Arc::downgrade(self)));
         self.spawn(crate::fleet::report_progress(Arc::downgrade(self)));
+        self.spawn(crate::reconcile::run::run(Arc::downgrade(self)));
+        self.spawn(crate::members::keep(Arc::downgrade(self)));
         Ok(())
     }
 
     /// Runs a task until the node is shut down.
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let handle = tokio::spawn(task).abort_handle();
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(handle);
     }
 
     /// Registers this start of the node; gives its boot.

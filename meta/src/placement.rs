@@ -1,4 +1,4 @@
-//! The pure choice of nodes for new chunks.
+//! The pure choice of nodes for new chunks and for the buckets they go to.
 //!
 //! Lists of nodes come in the order of preference of the caller, which is that of their names, so that equal catalogs
 //! choose equally. Nothing here knows whether a node is alive: callers leave out what must not be chosen.
@@ -23,6 +23,67 @@ pub fn buckets(nodes: &[NodeId], partitions: u16, factor: u16) -> Vec<Vec<NodeId
     let replicas = usize::from(factor).min(nodes.len());
     let list = |first: usize| nodes.iter().cycle().skip(first).take(replicas).copied().collect();
     (0..usize::from(partitions)).map(|bucket| list(bucket % nodes.len().max(1))).collect()
+}
+
+/// The buckets after nodes came or went: each keeps the nodes it has, as far as they are still there, and no more
+/// replicas of buckets move than it takes to even the nodes out.
+///
+/// Every bucket has `min(factor, nodes)` distinct nodes; no node is in two buckets more than another.
+#[must_use]
+pub fn rebucket(
+    old: &[Vec<NodeId>],
+    nodes: &[NodeId],
+    partitions: usize,
+    factor: u16,
+) -> Vec<Vec<NodeId>> {
+    let replicas = usize::from(factor).min(nodes.len());
+    let kept = |bucket: usize| {
+        let nodes = old.get(bucket).into_iter().flatten().filter(|node| nodes.contains(node));
+        nodes.take(replicas).copied().collect::<Vec<NodeId>>()
+    };
+    let mut buckets: Vec<Vec<NodeId>> = (0..partitions).map(kept).collect();
+    for bucket in 0..partitions {
+        fill(&mut buckets, bucket, nodes, replicas);
+    }
+    while let Some((from, to)) = uneven(nodes, |node| held(&buckets, node)) {
+        let gives = |bucket: &&mut Vec<NodeId>| bucket.contains(&from) && !bucket.contains(&to);
+        let Some(bucket) = buckets.iter_mut().rev().find(gives) else { break };
+        bucket.iter_mut().filter(|node| **node == from).for_each(|node| *node = to);
+    }
+    // Who stands first changes nothing on disk, and evens out who is asked first.
+    while let Some((from, to)) = uneven(nodes, |node| first(&buckets, node)) {
+        let gives =
+            |bucket: &&mut Vec<NodeId>| bucket.first() == Some(&from) && bucket.contains(&to);
+        let Some(bucket) = buckets.iter_mut().find(gives) else { break };
+        bucket.sort_by_key(|node| *node != to);
+    }
+    buckets
+}
+
+/// Gives a bucket the nodes that it lacks, those with the fewest buckets first.
+fn fill(buckets: &mut [Vec<NodeId>], bucket: usize, nodes: &[NodeId], replicas: usize) {
+    loop {
+        let Some(own) = buckets.get(bucket).filter(|own| own.len() < replicas) else { return };
+        let missing = nodes.iter().filter(|node| !own.contains(node));
+        let least = missing.min_by_key(|node| (held(buckets, **node), first(buckets, **node)));
+        let Some(least) = least.copied() else { return };
+        buckets.get_mut(bucket).into_iter().for_each(|own| own.push(least));
+    }
+}
+
+fn held(buckets: &[Vec<NodeId>], node: NodeId) -> usize {
+    buckets.iter().filter(|bucket| bucket.contains(&node)).count()
+}
+
+fn first(buckets: &[Vec<NodeId>], node: NodeId) -> usize {
+    buckets.iter().filter(|bucket| bucket.first() == Some(&node)).count()
+}
+
+/// The nodes with the most and with the fewest, when they differ by more than one.
+fn uneven(nodes: &[NodeId], count: impl Fn(NodeId) -> usize) -> Option<(NodeId, NodeId)> {
+    let most = nodes.iter().copied().max_by_key(|node| count(*node))?;
+    let fewest = nodes.iter().copied().min_by_key(|node| count(*node))?;
+    (count(most) > count(fewest) + 1).then_some((most, fewest))
 }
 
 /// The nodes of a new chunk: those of its bucket that are candidates, in their order, then the candidates with the
@@ -87,6 +148,63 @@ mod tests {
             // Runs of `factor` nodes that begin evenly lie evenly too, but for the last, unfinished round.
             assert!(spread(&all) <= u64::from(factor), "{count} nodes, factor {factor}: {all:?}");
         }
+    }
+
+    #[test]
+    fn a_node_that_comes_takes_its_share_and_nothing_else_moves() {
+        for (count, partitions, factor) in (1..7u64)
+            .flat_map(|n| (1..17u16).map(move |p| (n, p)))
+            .flat_map(|(n, p)| (1..4u16).map(move |f| (n, p, f)))
+        {
+            let before = buckets(&nodes(count), partitions, factor);
+            let after = rebucket(&before, &nodes(count + 1), partitions.into(), factor);
+            let moved = moved(&before, &after);
+            let new = held(&after, NodeId(count + 1));
+            assert_even(&after, count + 1, factor);
+            // With fewer nodes than replicas the new one fills places that were empty.
+            let filled = usize::from(partitions)
+                * (usize::from(factor).min(count as usize + 1)
+                    - usize::from(factor).min(count as usize));
+            let uneven_before = uneven(&nodes(count), |node| held(&before, node)).is_some();
+            if !uneven_before {
+                assert_eq!(moved, new.max(filled), "{count} {partitions} {factor}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_that_goes_leaves_the_other_places_as_they_were() {
+        for (count, partitions, factor) in (2..7u64)
+            .flat_map(|n| (1..17u16).map(move |p| (n, p)))
+            .flat_map(|(n, p)| (1..4u16).map(move |f| (n, p, f)))
+        {
+            let all = (1..=count).map(NodeId).collect::<Vec<_>>();
+            let before = rebucket(&[], &all, partitions.into(), factor);
+            let gone = NodeId(1 + u64::from(partitions) % count);
+            let left: Vec<NodeId> = all.into_iter().filter(|node| *node != gone).collect();
+            let after = rebucket(&before, &left, partitions.into(), factor);
+            let counts: Vec<usize> = left.iter().map(|node| held(&after, *node)).collect();
+            assert!(counts.iter().max().unwrap() - counts.iter().min().unwrap() <= 1);
+            let (moved, lost) = (moved(&before, &after), held(&before, gone));
+            assert!(moved <= lost + left.len(), "{moved} for {lost}: {before:?} {after:?}");
+        }
+    }
+
+    /// Places that a node has after and had not before.
+    fn moved(before: &[Vec<NodeId>], after: &[Vec<NodeId>]) -> usize {
+        let fresh = |(old, new): (&Vec<NodeId>, &Vec<NodeId>)| {
+            new.iter().filter(|node| !old.contains(node)).count()
+        };
+        before.iter().zip(after).map(fresh).sum()
+    }
+
+    fn assert_even(buckets: &[Vec<NodeId>], count: u64, factor: u16) {
+        for bucket in buckets {
+            let distinct: BTreeSet<_> = bucket.iter().collect();
+            assert_eq!(distinct.len(), usize::from(factor).min(count as usize));
+            assert_eq!(distinct.len(), bucket.len());
+        }
+        assert_eq!(uneven(&nodes(count), |node| held(buckets, node)), None, "{buckets:?}");
     }
 
     proptest! {

@@ -12,8 +12,9 @@ use hypertide_proto::{
     wire::{
         check_cluster,
         meta::{
-            HeartbeatReply, HeartbeatRequest, IdentityReply, IdentityRequest, InitReply,
-            InitRequest, Member as WireMember, ProposeReply, ProposeRequest, ReadBarrierReply,
+            ChangeMemberReply, ChangeMemberRequest, HeartbeatReply, HeartbeatRequest,
+            IdentityReply, IdentityRequest, InitReply, InitRequest, JoinReply, JoinRequest,
+            Member as WireMember, ProposeReply, ProposeRequest, ReadBarrierReply,
             ReadBarrierRequest, RegisterReply, RegisterRequest, ResolveReply, ResolveRequest,
             StatusReply, StatusRequest, meta_server::Meta,
         },
@@ -109,8 +110,9 @@ impl MetaService {
         let disk = DiskId::from_slice(&request.disk)
             .ok_or_else(|| RpcError::new(Code::Invalid, "field disk does not have 16 bytes"))?;
         let rid = request.rid.map(Rid::from).filter(|rid| *rid != Rid::default());
-        let RegisterRequest { name, rpc, http, .. } = request;
         let deadline = Instant::now() + REGISTER_TIMEOUT;
+        let rid = crate::enter::admit(&self.node, (rid, disk), &request, deadline).await?;
+        let RegisterRequest { name, rpc, http, .. } = request;
         let command = Command::RegisterData { rid, name, disk, rpc, http };
         let (index, answer) = self.node.propose(command, deadline).await?;
         let data = match answer {
@@ -154,19 +156,20 @@ impl MetaService {
         })
     }
 
-    /// Chunks that the node reported and that are dropped for sure: the node can only hold a chunk that was made before,
-    /// so that a catalog as of a barrier after its report knows it, unless it was dropped.
+    /// Chunks that the node reported and that it is not to hold, for sure: the node can only hold a chunk that was made
+    /// before, so that a catalog as of a barrier after its report knows it, unless it was dropped or the replica
+    /// removed. A copy that is under way is known to the node itself, which keeps it.
     async fn dropped(&self, rid: Rid) -> Vec<ChunkId> {
         let fleet = self.node.fleet();
-        let strange = fleet.strange(rid.node, &self.node.image().catalog);
+        let strange = fleet.strange(rid, &self.node.image().catalog);
         if strange.is_empty() {
             return strange;
         }
         let Ok(image) = self.node.barrier(Instant::now() + HEARTBEAT_TIMEOUT).await else {
             return Vec::new();
         };
-        let gone = |chunk: &ChunkId| image.catalog.chunk(*chunk).is_none();
-        let dropped: Vec<ChunkId> = strange.into_iter().filter(gone).collect();
+        let still = fleet.strange(rid, &image.catalog);
+        let dropped: Vec<ChunkId> = strange.into_iter().filter(|id| still.contains(id)).collect();
         fleet.forget(rid.node, &dropped);
         dropped
     }
@@ -260,6 +263,20 @@ impl Meta for MetaService {
         request: Request<ResolveRequest>,
     ) -> Result<Response<ResolveReply>, Status> {
         Ok(Response::new(self.decide(request.into_inner()).await?))
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+        let joined = crate::members::accept(&self.node, request.into_inner()).await?;
+        Ok(Response::new(JoinReply { joined }))
+    }
+
+    async fn change_member(
+        &self,
+        request: Request<ChangeMemberRequest>,
+    ) -> Result<Response<ChangeMemberReply>, Status> {
+        let request = request.into_inner();
+        self.member(&request.cluster)?;
+        Ok(Response::new(crate::members::change(&self.node, request).await?))
     }
 
     async fn status(

@@ -5,11 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use hypertide_proto::{
     ids::{AccessId, Rid},
-    wire::meta::{NodeStatus, StatusReply, StatusRequest},
+    wire::meta::{NodeStatus, RebalanceStatus, StatusReply, StatusRequest},
 };
 use tonic::Request;
 
 use crate::{
+    catalog::Health,
     init::ask_identity,
     node::{CatalogWriter, Image, MetaNode},
 };
@@ -54,12 +55,22 @@ pub(crate) async fn own(node: &MetaNode) -> StatusReply {
     });
     let mut nodes = futures::future::join_all(voters).await;
     nodes.extend(data_nodes(node, &image));
+    let (transfers, totals) = {
+        let jobs = node.jobs();
+        (jobs.transfers(), jobs.totals())
+    };
     StatusReply {
         cluster: Bytes::copy_from_slice(&member.leader.group().cluster().0),
         leader: view.leader.map(|id| id.to_string()).unwrap_or_default(),
         term: view.term,
         applied: image.applied,
         nodes,
+        transfers,
+        rebalance: Some(RebalanceStatus {
+            enabled: image.catalog.rebalancing().enabled,
+            bytes_per_second: image.catalog.rebalancing().bytes_per_second,
+            ..totals
+        }),
     }
 }
 
@@ -94,6 +105,7 @@ async fn access_status(
         flight,
         http,
         id: id.0,
+        membership: "voter".to_owned(),
         ..NodeStatus::default()
     }
 }
@@ -101,10 +113,14 @@ async fn access_status(
 fn data_nodes(node: &MetaNode, image: &Image) -> Vec<NodeStatus> {
     let status = |data: &crate::catalog::DataNode| {
         let heard = node.fleet().summary(data.rid);
+        let state = match data.health {
+            Health::Up if data.unavailable => DOWN.to_owned(),
+            health => health.to_string(),
+        };
         NodeStatus {
             name: data.name.clone(),
             role: "data".to_owned(),
-            state: if heard.up { UP } else { DOWN }.to_owned(),
+            state,
             pid: heard.pid,
             // A node that is away still counts with what the catalog has placed on it.
             chunks: if heard.up { heard.chunks } else { placed(image, data.rid) },
@@ -113,6 +129,10 @@ fn data_nodes(node: &MetaNode, image: &Image) -> Vec<NodeStatus> {
             rpc: data.rpc.clone(),
             http: data.http.clone(),
             id: data.id().0,
+            membership: image.catalog.node_state(data).to_string(),
+            incarnation: data.rid.incarnation.0,
+            free_bytes: heard.free_bytes,
+            blocked: data.block_new_chunks,
             ..NodeStatus::default()
         }
     };

@@ -22,11 +22,16 @@ pub struct AccessNode {
     pub flight: String,
     /// Address of its HTTP endpoint.
     pub http: String,
+    /// Whether it was removed from the cluster.
+    pub retired: bool,
 }
 
 impl fmt::Display for AccessNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, boot, rpc, pg, flight, http } = self;
+        let Self { id, boot, rpc, pg, flight, http, retired } = self;
+        if *retired {
+            return write!(f, "access {id} boot={boot} retired");
+        }
         write!(f, "access {id} boot={boot} rpc={rpc} pg={pg} flight={flight} http={http}")
     }
 }
@@ -49,6 +54,11 @@ impl Catalog {
         at: Endpoints<'_>,
         step: &mut Step,
     ) -> Result<Outcome, Reject> {
+        if self.access_nodes.get(&id).is_some_and(|node| node.retired) {
+            return Err(Reject::Identity(format!(
+                "access node {id} was removed from this cluster"
+            )));
+        }
         let boot = self.access_nodes.get(&id).map_or(Boot(0), |node| node.boot).next();
         let node = AccessNode {
             id,
@@ -57,11 +67,32 @@ impl Catalog {
             pg: at.pg.to_owned(),
             flight: at.flight.to_owned(),
             http: at.http.to_owned(),
+            retired: false,
         };
         // The new boot closes every transaction of the old ones, so that their runs tell nothing more.
         self.forget_ended_before(id, boot, step);
         self.access_nodes.insert(id, node);
         step.changes.touch(RowKey::Access(id));
         Ok(Outcome::Boot(boot))
+    }
+
+    /// Retires an access node: its transactions are fenced for good. Its row stays, without addresses, because its id
+    /// and boots are never given again.
+    pub(crate) fn remove_access(
+        &mut self,
+        id: AccessId,
+        step: &mut Step,
+    ) -> Result<Outcome, Reject> {
+        let Some(node) = self.access_nodes.get(&id).filter(|node| !node.retired) else {
+            return Ok(Outcome::Done);
+        };
+        let boot = node.boot.next();
+        let none = String::new;
+        let (rpc, pg, flight, http) = (none(), none(), none(), none());
+        self.forget_ended_before(id, boot, step);
+        let retired = AccessNode { id, boot, rpc, pg, flight, http, retired: true };
+        self.access_nodes.insert(id, retired);
+        step.changes.touch(RowKey::Access(id));
+        Ok(Outcome::Done)
     }
 }

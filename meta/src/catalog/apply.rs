@@ -21,7 +21,8 @@ pub(crate) struct Step {
 impl Catalog {
     /// Applies one command at `csn`, at the leader's time `at_ms`, and adds the rows it changed to `changes`.
     ///
-    /// Log time is the greatest `at_ms` so far, so that a leader whose clock is behind cannot turn it back.
+    /// Log time is the greatest `at_ms` so far, so that a leader whose clock is behind cannot turn it back; one that is
+    /// far ahead is not believed either.
     /// A reject leaves the catalog, and `changes`, as they were.
     pub fn apply(
         &mut self,
@@ -30,10 +31,10 @@ impl Catalog {
         at_ms: u64,
         changes: &mut Changes,
     ) -> Result<Outcome, Reject> {
-        let at_ms = at_ms.max(self.counters.time_ms);
+        let at_ms = self.believed(at_ms);
         let mut step = Step { csn, at_ms, changes: Changes::default() };
         let outcome = self.run(command, &mut step)?;
-        self.counters.time_ms = at_ms;
+        self.counters.time_ms = step.at_ms;
         step.changes.touch(RowKey::Counters);
         self.sweep(&mut step);
         debug_assert_eq!(self.check_touched(&step.changes), Ok(()), "after {command}");
@@ -68,6 +69,45 @@ impl Catalog {
             Command::Abort { txn } => self.abort(*txn, step),
             Command::Progress { rid, applied } => self.progress(*rid, applied, step),
             Command::BlockNewChunks { node, block } => self.block_new_chunks(*node, *block, step),
+            Command::AdvanceTime { access, at_ms } => self.advance_time(*access, *at_ms, step),
+            Command::RemoveAccess { id } => self.remove_access(*id, step),
+            Command::SetHealth { rid, health } => self.set_health(*rid, *health, step),
+            Command::NodeReset { rid, disk } => self.reset_node(*rid, *disk, step),
+            Command::SetDraining { node, draining } => self.set_draining(node, *draining, step),
+            Command::AlterDataNode { node, rpc, available } => {
+                self.alter_data_node(node, rpc.as_deref(), *available, step)
+            }
+            Command::AttachDataNode { node, table, if_not_attached, repartition } => {
+                self.attach_data_node((node, *table), *if_not_attached, *repartition, step)
+            }
+            Command::DetachDataNode { node, table, how } => {
+                self.detach_data_node(node, *table, *how, step)
+            }
+            Command::DeleteDataNode { node, if_exists, how } => {
+                self.delete_data_node(node, *if_exists, *how, step)
+            }
+            Command::SetReplicationFactor { table, factor } => {
+                self.set_replication_factor(*table, *factor, step)
+            }
+            Command::SetMinInSync { table, replicas } => {
+                self.set_min_in_sync(*table, *replicas, step)
+            }
+            Command::SetCompression { table, compression } => {
+                self.set_compression(*table, compression.as_ref(), step)
+            }
+            Command::SetRebalancing(wanted) => self.set_rebalancing(wanted, step),
+            Command::Shrink { rid, chunks } => self.shrink(*rid, chunks, step),
+            Command::Return { rid, held } => self.return_replicas(*rid, held, step),
+            Command::StartJoin { chunk, rid } => self.start_join(*chunk, *rid, step),
+            Command::DropJoin { chunk, rid } => self.drop_join(*chunk, *rid, step),
+            Command::FinishJoin { rid, held } => self.finish_join(*rid, held, step),
+            Command::RemoveReplica { chunk, rid } => self.remove_replica(*chunk, *rid, step),
+            Command::Seal { chunk, epoch } => self.seal(*chunk, *epoch, step),
+            Command::SetChunkCompressed { chunk, bytes, csn } => {
+                self.set_chunk_compressed(*chunk, *bytes, *csn, step)
+            }
+            Command::OrderCopy(order) => self.order_copy(order, step),
+            Command::CancelOrder { operation } => self.cancel_order(operation, step),
         }
     }
 }

@@ -92,6 +92,7 @@ impl Catalog {
             chain: 0,
             rows: 0,
             created_ms: step.at_ms,
+            compressed: None,
         };
         self.put_chunk(chunk.clone(), step);
         chunk
@@ -180,7 +181,7 @@ impl Catalog {
         let nodes = self.data_nodes.values();
         let mut usable: Vec<&DataNode> = match &table.kind {
             // NOTE: a node that takes no new chunks of hypertables still holds old ones to join with.
-            TableKind::Reference => nodes.collect(),
+            TableKind::Reference => nodes.filter(|node| node.serves()).collect(),
             TableKind::Hypertable(Hypertable { data_nodes: attached, .. }) => nodes
                 .filter(|node| node.takes_new_chunks() && attached.contains(&node.id()))
                 .collect(),

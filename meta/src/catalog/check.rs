@@ -5,7 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use hypertide_proto::{decision::Fate, ids::Csn};
+use hypertide_proto::{
+    decision::Fate,
+    ids::{Csn, Rid},
+};
 
 use super::{Catalog, Changes, Chunk, ChunkState, Hypertable, RowKey, Rule, Table, index::Index};
 
@@ -33,6 +36,7 @@ impl Catalog {
         self.check_decisions()?;
         self.check_write_ids()?;
         self.check_runs()?;
+        self.check_orders()?;
         self.check_index()
     }
 
@@ -58,7 +62,9 @@ impl Catalog {
         let time = made.dimensions.first().and_then(|first| table.columns.column(&first.column));
         hold(RULE, time.is_some_and(|column| !column.nullable), || says("time column"))?;
         hold(RULE, made.replication_factor >= 1, || says("replication factor"))?;
-        hold(RULE, made.min_in_sync >= 1, || says("min_in_sync"))?;
+        hold(RULE, (1..=made.replication_factor).contains(&made.min_in_sync), || {
+            says("min_in_sync")
+        })?;
         let known = |made: &Hypertable| {
             let buckets = made.dimensions.iter().flat_map(|dimension| match &dimension.rule {
                 Rule::Hash { buckets } => buckets.as_slice(),
@@ -68,7 +74,9 @@ impl Catalog {
             nodes.all(|node| self.data_nodes.contains_key(node))
         };
         hold(RULE, known(made), || says("unknown node"))?;
-        hold(RULE, made.data_nodes.is_sorted_by(|a, b| a < b), || says("order of nodes"))
+        hold(RULE, made.data_nodes.is_sorted_by(|a, b| a < b), || says("order of nodes"))?;
+        let unasked = made.attached_unasked.iter().all(|node| made.data_nodes.contains(node));
+        hold(RULE, unasked, || says("nodes attached unasked"))
     }
 
     /// Its table exists with as many dimensions as it has slices; its members are distinct known nodes, and there is
@@ -86,7 +94,42 @@ impl Catalog {
         hold(RULE, distinct.len() == chunk.nodes().count(), || says("members"))?;
         let known = chunk.nodes().all(|node| self.data_nodes.contains_key(&node));
         hold(RULE, known, || says("unknown node"))?;
-        hold(RULE, (chunk.last_csn == Csn(0)) == (chunk.chain == 0), || says("chain"))
+        hold(RULE, (chunk.last_csn == Csn(0)) == (chunk.chain == 0), || says("chain"))?;
+        self.check_joining_and_left(chunk)
+    }
+
+    /// Who joined or left did so at a commit there was; who left is no longer in sync, and stands once.
+    fn check_joining_and_left(&self, chunk: &Chunk) -> Check {
+        const RULE: &str = "replicas join and leave a chunk at one of its commits";
+        let says = |what: &str| format!("{chunk}: {what}");
+        let joined = chunk.joining.iter().map(|joiner| (joiner.csn, joiner.chain));
+        let at_end = |csn, chain| csn == chunk.last_csn && chain != chunk.chain;
+        let mut wrong = joined.map(|(csn, chain)| csn > chunk.last_csn || at_end(csn, chain));
+        hold(RULE, !wrong.any(|wrong| wrong), || says("joining"))?;
+        let left: BTreeSet<_> = chunk.left.iter().map(|(rid, _)| rid.node).collect();
+        hold(RULE, left.len() == chunk.left.len(), || says("left twice"))?;
+        for (rid, csn) in &chunk.left {
+            let known = self.data_nodes.get(&rid.node).is_some_and(|node| node.rid == *rid);
+            hold(RULE, known && *csn <= chunk.last_csn, || says("left"))?;
+            let in_sync = chunk.in_sync.iter().any(|other| other.node == rid.node);
+            hold(RULE, !in_sync, || says("left and in sync"))?;
+        }
+        let current = |rid: Rid| self.data_nodes.get(&rid.node).is_some_and(|node| node.rid == rid);
+        hold(RULE, chunk.members().all(current), || says("a disk that is gone"))
+    }
+
+    /// An order is for a chunk and nodes that exist, and its operation is its own.
+    fn check_orders(&self) -> Check {
+        const RULE: &str = "orders are for chunks and nodes there are";
+        let mut operations = BTreeSet::new();
+        for ((chunk, target), order) in &self.orders {
+            let mut nodes = order.source.iter().chain([target]);
+            let nodes = nodes.all(|node| self.data_nodes.contains_key(node));
+            let own = (*chunk, *target) == (order.chunk, order.target);
+            let known = self.chunks.contains_key(chunk) && nodes && own;
+            hold(RULE, known && operations.insert(&order.operation), || order.to_string())?;
+        }
+        Ok(())
     }
 
     /// No id is greater than the last that was given, and each row stands under its own.

@@ -8,12 +8,13 @@ use hypertide_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Catalog, Outcome, Reject, apply::Step, index::Corner};
+use super::{Catalog, Compressed, Outcome, Reject, apply::Step, index::Corner};
 
 /// The product of one slice per dimension: the unit of placement.
 ///
 /// - `in_sync` is not empty unless the chunk is [`ChunkState::Damaged`].
-/// - No node stands twice in `in_sync` and `joining` together.
+/// - No node stands twice in `in_sync` and `joining` together, nor twice in `left`, nor in `in_sync` and `left`.
+/// - Who joined or left did so at a commit there was.
 /// - Open chunks of one table do not overlap, and neither do closed ones unless their boxes are the same and their
 ///   generations differ.
 /// - Time slices of one table are equal or have no point in common.
@@ -35,8 +36,8 @@ pub struct Chunk {
     pub epoch: Epoch,
     /// Replicas whose acknowledgement every commit needs.
     pub in_sync: Vec<Rid>,
-    /// Replicas that catch up, with the last commit when they started; commits need them too.
-    pub joining: Vec<(Rid, Csn)>,
+    /// Replicas that catch up; commits need them too.
+    pub joining: Vec<Joiner>,
     /// Replicas that left, with the last commit then.
     pub left: Vec<(Rid, Csn)>,
     /// Last commit.
@@ -47,6 +48,31 @@ pub struct Chunk {
     pub rows: u64,
     /// When it was made: milliseconds since the Unix epoch, by the leader's clock.
     pub created_ms: u64,
+    /// How it was compressed last; `None` when it never was, or was decompressed since.
+    pub compressed: Option<Compressed>,
+}
+
+/// A replica that catches up. Every commit since it started needs it, so that it holds all that came after
+/// `csn` once it has what came before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joiner {
+    /// The replica.
+    pub rid: Rid,
+    /// The chunk's last commit when it started.
+    pub csn: Csn,
+    /// The chunk's running hash then.
+    pub chain: u128,
+}
+
+/// A place in a chunk's commits that a replica proves to hold durably, with all before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The last commit.
+    pub csn: Csn,
+    /// The running hash over the commits up to it, as the replica computed it.
+    pub chain: u128,
 }
 
 /// Whether a chunk takes rows.
@@ -81,7 +107,19 @@ impl Chunk {
 
     /// Replicas whose acknowledgement a commit needs: those in sync and those joining.
     pub fn members(&self) -> impl Iterator<Item = Rid> {
-        self.in_sync.iter().copied().chain(self.joining.iter().map(|(rid, _)| *rid))
+        self.in_sync.iter().copied().chain(self.joining.iter().map(|joiner| joiner.rid))
+    }
+
+    /// Replicas that left and have missed no commit since: any of them may stand in for the last in-sync disk.
+    pub fn complete_left(&self) -> impl Iterator<Item = Rid> {
+        let complete = self.left.iter().filter(|(_, csn)| *csn == self.last_csn);
+        complete.map(|(rid, _)| *rid)
+    }
+
+    /// Whether rows were committed since the chunk was compressed.
+    #[must_use]
+    pub fn partially_compressed(&self) -> bool {
+        self.compressed.is_some_and(|compressed| compressed.csn < self.last_csn)
     }
 
     /// Nodes of the members.
@@ -111,9 +149,10 @@ impl fmt::Display for Chunk {
         write!(f, "chunk {id} {table} {name} {generation} {state} {epoch}")?;
         self.slices.iter().try_for_each(|slice| write!(f, " {slice}"))?;
         write!(f, " in_sync={}", super::display::list(&self.in_sync))?;
-        self.joining.iter().try_for_each(|(rid, csn)| write!(f, " joining={rid}@{csn}"))?;
+        self.joining.iter().try_for_each(|at| write!(f, " joining={}@{}", at.rid, at.csn))?;
         self.left.iter().try_for_each(|(rid, csn)| write!(f, " left={rid}@{csn}"))?;
-        write!(f, " last={} rows={}", self.last_csn, self.rows)
+        write!(f, " last={} rows={}", self.last_csn, self.rows)?;
+        self.compressed.iter().try_for_each(|compressed| write!(f, " {compressed}"))
     }
 }
 

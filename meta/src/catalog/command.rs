@@ -8,7 +8,9 @@ use hypertide_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Chunk, DataNode, Table};
+use super::{
+    Chunk, Compression, DataNode, Detach, Health, Held, Notice, Order, Rebalancing, Table,
+};
 
 /// A change of the catalog. Deterministic: it holds all that applying it needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +109,166 @@ pub enum Command {
         /// Whether it is to get no new chunks.
         block: bool,
     },
+    /// What the leader's failure detector thinks of a data node.
+    SetHealth {
+        /// Its disk.
+        rid: Rid,
+        /// The opinion.
+        health: Health,
+    },
+    /// The disk of a data node is new, wiped, rolled back or suspect: it gets the next incarnation, and nothing that
+    /// the one before held counts any more.
+    NodeReset {
+        /// The disk that is registered.
+        rid: Rid,
+        /// The disk that is there now; the same when only its content is suspect.
+        disk: DiskId,
+    },
+    /// Takes a replica out of the write set of chunks, wherever another one in sync is left.
+    Shrink {
+        /// The replica's disk.
+        rid: Rid,
+        /// The chunks.
+        chunks: Vec<ChunkId>,
+    },
+    /// Takes replicas back that hold every commit of their chunks.
+    Return {
+        /// The replicas' disk.
+        rid: Rid,
+        /// What it holds.
+        held: Vec<Held>,
+    },
+    /// Lets a replica take part in every commit from here on.
+    StartJoin {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The replica's disk.
+        rid: Rid,
+    },
+    /// Gives up a join.
+    DropJoin {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The replica's disk.
+        rid: Rid,
+    },
+    /// Counts a joining replica as in sync, by the proof that it holds what came before it joined.
+    FinishJoin {
+        /// The replica's disk.
+        rid: Rid,
+        /// What it holds: the place where it joined, or the chunk's last commit.
+        held: Held,
+    },
+    /// Takes a replica off a chunk for good, unless it is the last in sync.
+    RemoveReplica {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The replica's disk.
+        rid: Rid,
+    },
+    /// Closes an open chunk; the next row of its box makes a new generation.
+    Seal {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The epoch it is thought to be at.
+        epoch: Epoch,
+    },
+    /// Lets the chunks of a data node move away, or stay again.
+    SetDraining {
+        /// Name of the node.
+        node: String,
+        /// Whether they are to move away.
+        draining: bool,
+    },
+    /// Changes where a data node is reached, or takes it out of service and back.
+    AlterDataNode {
+        /// Name of the node.
+        node: String,
+        /// Address of its internal gRPC; `None` to leave it.
+        rpc: Option<String>,
+        /// Whether it is in service; `None` to leave it.
+        available: Option<bool>,
+    },
+    /// Spreads a hypertable over one more data node.
+    AttachDataNode {
+        /// Name of the node.
+        node: String,
+        /// The hypertable.
+        table: TableId,
+        /// Whether an attached node is an answer instead of a refusal.
+        if_not_attached: bool,
+        /// Whether there are to be as many partitions as nodes at least.
+        repartition: bool,
+    },
+    /// Takes a data node off a hypertable, or off all.
+    DetachDataNode {
+        /// Name of the node.
+        node: String,
+        /// The hypertable; `None` for all.
+        table: Option<TableId>,
+        /// What may be done beside.
+        how: Detach,
+    },
+    /// Removes a data node from the cluster.
+    DeleteDataNode {
+        /// Name of the node.
+        node: String,
+        /// Whether an unknown node is an answer instead of a refusal.
+        if_exists: bool,
+        /// What may be done beside.
+        how: Detach,
+    },
+    /// Sets the number of replicas of a hypertable's chunks.
+    SetReplicationFactor {
+        /// The hypertable.
+        table: TableId,
+        /// Replicas of a chunk.
+        factor: u16,
+    },
+    /// Sets how many replicas in sync a commit to a hypertable asks for.
+    SetMinInSync {
+        /// The hypertable.
+        table: TableId,
+        /// Replicas in sync.
+        replicas: u16,
+    },
+    /// Sets how a hypertable's chunks are compressed.
+    SetCompression {
+        /// The hypertable.
+        table: TableId,
+        /// How; `None` for not at all.
+        compression: Option<Compression>,
+    },
+    /// Notes that a chunk was compressed on its replicas, or decompressed.
+    SetChunkCompressed {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Bytes of one replica before and after; `None` when it was decompressed.
+        bytes: Option<(u64, u64)>,
+        /// The last commit that is compressed.
+        csn: Csn,
+    },
+    /// Orders a copy or a move of one chunk.
+    OrderCopy(Order),
+    /// Ends an order.
+    CancelOrder {
+        /// Its name.
+        operation: String,
+    },
+    /// Sets how the leader evens out what data nodes hold.
+    SetRebalancing(Rebalancing),
+    /// What an access node's clock shows, told when log time is far behind it.
+    AdvanceTime {
+        /// The access node.
+        access: AccessId,
+        /// Milliseconds since the Unix epoch.
+        at_ms: u64,
+    },
+    /// An access node is gone for good: its transactions are fenced and it counts no more.
+    RemoveAccess {
+        /// Its Raft id.
+        id: AccessId,
+    },
 }
 
 /// How a table is to be cut.
@@ -156,6 +318,8 @@ pub struct CommitPart {
     pub rows: u64,
     /// Version of the table's columns that the rows were made for.
     pub table_version: u32,
+    /// Whether keys were reserved for it (class K): all acknowledgements must be of the chunk's epoch of now.
+    pub keyed: bool,
 }
 
 /// What applying a command gave.
@@ -189,6 +353,15 @@ pub enum Outcome {
     },
     /// The transaction was aborted, now or before.
     Aborted,
+    /// The chunks whose replicas or state the command changed.
+    Changed(Vec<ChunkId>),
+    /// Data nodes were attached, detached or deleted.
+    Nodes {
+        /// Hypertables, or nodes, that changed.
+        changed: u64,
+        /// What the operator should read.
+        notices: Vec<Notice>,
+    },
 }
 
 /// A deterministic refusal; the catalog is as it was.
@@ -260,6 +433,46 @@ pub enum Reject {
     /// The data node's disk, name or id is not the one that is registered.
     #[error("{0}")]
     Identity(String),
+    /// The chunk does not exist.
+    #[error("chunk {0} does not exist")]
+    UnknownChunk(ChunkId),
+    /// The chunk's replicas changed since.
+    #[error("chunk {chunk} is at epoch {current}, the request had {given}")]
+    StaleEpoch {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Its epoch.
+        current: Epoch,
+        /// The epoch in the request.
+        given: Epoch,
+    },
+    /// The replica is not what the command takes it for, or does not prove what it must.
+    #[error("{0}")]
+    Replica(String),
+    /// No other replica of the chunk is in sync.
+    #[error("chunk {0} has no other replica in sync")]
+    LastReplica(ChunkId),
+    /// It is a reference table.
+    #[error("table \"{0}\" is not a hypertable")]
+    NotHypertable(String),
+    /// The data node is attached to the hypertable.
+    #[error("{0}")]
+    AlreadyAttached(String),
+    /// The data node is not attached to the hypertable.
+    #[error("{0}")]
+    NotAttached(String),
+    /// The data node holds replicas of the hypertable.
+    #[error("{0}")]
+    NodeHoldsData(String),
+    /// Rows would be lost, or there would be fewer nodes than replicas.
+    #[error("{0}")]
+    InsufficientNodes(String),
+    /// The chunk cannot be copied or moved so, or the operation is unknown.
+    #[error("{0}")]
+    InvalidMove(String),
+    /// The chunks cannot be compressed so.
+    #[error("{0}")]
+    Compression(String),
     /// The slices of a chunk would overlap another's.
     #[error("slice {0} overlaps a chunk")]
     Overlap(TimeRange),

@@ -3,6 +3,10 @@
 //! A commit counts because the log orders it with every change of a chunk's replicas: at this place in the log the
 //! acknowledgements cover all members of now, whatever the coordinator believed them to be. Batches of class A,
 //! appends, need no equality of epochs.
+//!
+//! Keyed parts need it. Two of them may hold reservations of one key at two replicas that were never members together,
+//! and each is covered when its turn comes; acknowledgements of one epoch come from one set, in which each replica saw
+//! both.
 
 use hypertide_proto::{
     decision::{ChunkLink, Decision, Fate, chain_after},
@@ -106,7 +110,8 @@ impl Catalog {
             return Err(Reject::TooFewInSync { chunk: chunk.id, in_sync, wanted });
         }
         // Rids are compared whole: a disk that was replaced cannot speak for the one that is listed.
-        if chunk.members().any(|rid| !part.acks.contains(&rid)) {
+        let stale = part.keyed && part.epoch != chunk.epoch;
+        if stale || chunk.members().any(|rid| !part.acks.contains(&rid)) {
             return Err(Reject::Uncovered(Box::new(chunk.clone())));
         }
         Ok(())

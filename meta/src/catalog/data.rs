@@ -27,6 +27,54 @@ pub struct DataNode {
     pub block_new_chunks: bool,
     /// Whether its chunks are to move away.
     pub draining: bool,
+    /// Whether an operator took it out of service: it is treated as one that is down.
+    pub unavailable: bool,
+    /// What the leader's failure detector thinks of it.
+    pub health: Health,
+    /// Since when: milliseconds of log time.
+    pub health_since_ms: u64,
+}
+
+/// What the leader's failure detector thinks of a data node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Health {
+    /// It reports.
+    Up,
+    /// It is silent: reads and new chunks avoid it.
+    Suspect,
+    /// It is silent and did not answer a probe: commits go on without it.
+    Down,
+}
+
+/// Whether a data node's chunks are to move away, and whether they have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeState {
+    /// It holds chunks.
+    Active,
+    /// Its chunks move away.
+    Draining,
+    /// It was drained and holds nothing.
+    Drained,
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+        })
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+        })
+    }
 }
 
 impl DataNode {
@@ -39,16 +87,27 @@ impl DataNode {
     /// Whether new chunks may be placed on it.
     #[must_use]
     pub fn takes_new_chunks(&self) -> bool {
-        !self.block_new_chunks && !self.draining
+        !self.block_new_chunks && !self.draining && self.serves()
+    }
+
+    /// Whether reads should go to it: it reports, and no operator took it out of service.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        !self.unavailable && self.health == Health::Up
     }
 }
 
 impl fmt::Display for DataNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rid, name, disk, rpc, http, block_new_chunks, draining } = self;
+        let Self { rid, name, disk, rpc, http, .. } = self;
         write!(f, "data {rid} {name} disk={disk} rpc={rpc} http={http}")?;
-        f.write_str(if *block_new_chunks { " blocked" } else { "" })?;
-        f.write_str(if *draining { " draining" } else { "" })
+        f.write_str(if self.block_new_chunks { " blocked" } else { "" })?;
+        f.write_str(if self.draining { " draining" } else { "" })?;
+        f.write_str(if self.unavailable { " unavailable" } else { "" })?;
+        match self.health {
+            Health::Up => Ok(()),
+            health => write!(f, " {health} since={}", self.health_since_ms),
+        }
     }
 }
 
@@ -66,8 +125,8 @@ impl Catalog {
     /// Takes in a node that has no rid. A disk that is registered is the same node again: the answer to its first
     /// registration was lost.
     ///
-    /// NOTE: a new node gets no bucket of the hypertables there are, and no replica of existing reference chunks:
-    /// attaching and joining are commands of their own.
+    /// A hypertable that is attached to every node there is gets the new one too. Replicas of chunks there are, such as
+    /// those of reference tables, follow by joins.
     pub(crate) fn register_new_data(
         &mut self,
         arrival: Arrival<'_>,
@@ -100,8 +159,14 @@ impl Catalog {
             http: String::new(),
             block_new_chunks: false,
             draining: false,
+            unavailable: false,
+            health: Health::Up,
+            health_since_ms: step.at_ms,
         };
-        Ok(self.put_arrival(node, arrival, step))
+        let all: Vec<NodeId> = self.data_nodes.keys().copied().collect();
+        let outcome = self.put_arrival(node, arrival, step);
+        self.attach_everywhere(id, &all, step);
+        Ok(outcome)
     }
 
     /// Takes back a node that was given this rid before.
@@ -150,7 +215,10 @@ impl Catalog {
     }
 
     fn put_arrival(&mut self, node: DataNode, at: Arrival<'_>, step: &mut Step) -> Outcome {
-        let node = DataNode { rpc: at.rpc.to_owned(), http: at.http.to_owned(), ..node };
+        // It was down until now, or is heard of for the first time.
+        let since = if node.health == Health::Up { node.health_since_ms } else { step.at_ms };
+        let (rpc, http) = (at.rpc.to_owned(), at.http.to_owned());
+        let node = DataNode { rpc, http, health: Health::Up, health_since_ms: since, ..node };
         step.changes.touch(RowKey::Data(node.id()));
         self.data_nodes.insert(node.id(), node.clone());
         Outcome::Data(node)
@@ -163,9 +231,69 @@ impl Catalog {
         free.next().expect("there are fewer data nodes than numbers")
     }
 
-    /// Whether `rid` is a disk that is registered now.
-    pub(crate) fn current(&self, rid: Rid) -> bool {
-        self.data_nodes.get(&rid.node).is_some_and(|node| node.rid == rid)
+    /// Notes what the failure detector thinks of a disk.
+    pub(crate) fn set_health(
+        &mut self,
+        rid: Rid,
+        health: Health,
+        step: &mut Step,
+    ) -> Result<Outcome, Reject> {
+        let mut node = self.current_node(rid)?.clone();
+        if node.health != health {
+            (node.health, node.health_since_ms) = (health, step.at_ms);
+            self.put_data(node.clone(), step);
+        }
+        Ok(Outcome::Data(node))
+    }
+
+    /// Lets the chunks of a node move away, or stay again.
+    pub(crate) fn set_draining(
+        &mut self,
+        name: &str,
+        draining: bool,
+        step: &mut Step,
+    ) -> Result<Outcome, Reject> {
+        let mut node = self.named_node(name)?.clone();
+        node.draining = draining;
+        self.put_data(node.clone(), step);
+        Ok(Outcome::Data(node))
+    }
+
+    /// Changes where a node is reached, or takes it out of service and back. At its next start the node says itself
+    /// where it is.
+    pub(crate) fn alter_data_node(
+        &mut self,
+        name: &str,
+        rpc: Option<&str>,
+        available: Option<bool>,
+        step: &mut Step,
+    ) -> Result<Outcome, Reject> {
+        let mut node = self.named_node(name)?.clone();
+        node.rpc = rpc.unwrap_or(&node.rpc).to_owned();
+        node.unavailable = available.map_or(node.unavailable, |available| !available);
+        self.put_data(node.clone(), step);
+        Ok(Outcome::Data(node))
+    }
+
+    /// Whether a node's chunks are to move away, and whether they have.
+    #[must_use]
+    pub fn node_state(&self, node: &DataNode) -> NodeState {
+        let holds = |(key, _): (&(_, NodeId), &u64)| key.1 == node.id();
+        match node.draining {
+            false => NodeState::Active,
+            true if self.index.replicas.iter().any(holds) => NodeState::Draining,
+            true => NodeState::Drained,
+        }
+    }
+
+    /// The data node of that name, or the refusal that names it.
+    pub(crate) fn named_node(&self, name: &str) -> Result<&DataNode, Reject> {
+        self.data_node_named(name).ok_or_else(|| Reject::UnknownNode(name.to_owned()))
+    }
+
+    pub(crate) fn put_data(&mut self, node: DataNode, step: &mut Step) {
+        step.changes.touch(RowKey::Data(node.id()));
+        self.data_nodes.insert(node.id(), node);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Chunk, Command, CommitPart, CommitRecord, HypertableSpec, Outcome};
+use super::{Chunk, Command, CommitPart, CommitRecord, Held, HypertableSpec, Outcome};
 
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,7 +34,64 @@ impl fmt::Display for Command {
             }
             Self::BlockNewChunks { node, block: true } => write!(f, "block {node}"),
             Self::BlockNewChunks { node, block: false } => write!(f, "allow {node}"),
+            Self::SetHealth { rid, health } => write!(f, "health {rid} {health}"),
+            Self::NodeReset { rid, disk } => write!(f, "reset {rid} disk={disk}"),
+            Self::Shrink { rid, chunks } => write!(f, "shrink {rid} {}", list(chunks)),
+            Self::Return { rid, held } => write!(f, "return {rid} {}", list(held)),
+            Self::StartJoin { chunk, rid } => write!(f, "start join {chunk} {rid}"),
+            Self::DropJoin { chunk, rid } => write!(f, "drop join {chunk} {rid}"),
+            Self::FinishJoin { rid, held } => write!(f, "finish join {rid} {held}"),
+            Self::RemoveReplica { chunk, rid } => write!(f, "remove replica {chunk} {rid}"),
+            Self::Seal { chunk, epoch } => write!(f, "seal {chunk} {epoch}"),
+            other => other.fmt_wish(f),
         }
+    }
+}
+
+impl Command {
+    /// What operators and jobs ask for.
+    fn fmt_wish(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetDraining { node, draining: true } => write!(f, "drain {node}"),
+            Self::SetDraining { node, draining: false } => write!(f, "undrain {node}"),
+            Self::AlterDataNode { node, rpc, available } => {
+                write!(f, "alter {node}")?;
+                rpc.iter().try_for_each(|rpc| write!(f, " rpc={rpc}"))?;
+                available.iter().try_for_each(|available| write!(f, " available={available}"))
+            }
+            Self::AttachDataNode { node, table, .. } => write!(f, "attach {node} {table}"),
+            Self::DetachDataNode { node, table, how } => {
+                let table = table.map_or_else(|| "all".to_owned(), |table| table.to_string());
+                write!(f, "detach {node} {table} force={}", how.force)
+            }
+            Self::DeleteDataNode { node, how, .. } => {
+                write!(f, "delete {node} force={}", how.force)
+            }
+            Self::SetReplicationFactor { table, factor } => write!(f, "factor {table} {factor}"),
+            Self::SetMinInSync { table, replicas } => write!(f, "min in sync {table} {replicas}"),
+            Self::SetCompression { table, compression: Some(how) } => {
+                write!(f, "set compression {table} {how}")
+            }
+            Self::SetCompression { table, .. } => write!(f, "set compression {table} none"),
+            Self::SetChunkCompressed { chunk, bytes, csn } => {
+                let (before, after) = bytes.unwrap_or_default();
+                write!(f, "compressed {chunk}@{csn} {before}->{after}")
+            }
+            Self::OrderCopy(order) => write!(f, "order {order}"),
+            Self::CancelOrder { operation } => write!(f, "cancel {operation}"),
+            Self::SetRebalancing(wanted) => write!(f, "set {wanted}"),
+            Self::AdvanceTime { access, at_ms } => write!(f, "clock {access} {at_ms}"),
+            Self::RemoveAccess { id } => write!(f, "remove access {id}"),
+            // The rest has its line in `Display`.
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { chunk, csn, chain } = self;
+        write!(f, "{chunk}@{csn}:{chain:x}")
     }
 }
 
@@ -62,9 +119,9 @@ impl fmt::Display for CommitRecord {
 
 impl fmt::Display for CommitPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { chunk, epoch, acks, hash, rows, table_version } = self;
+        let Self { chunk, epoch, acks, hash, rows, table_version, keyed } = self;
         write!(f, "{chunk} {epoch} acks={} hash={hash:x} rows={rows}", list(acks))?;
-        write!(f, " v{table_version}")
+        write!(f, " v{table_version}{}", if *keyed { " keyed" } else { "" })
     }
 }
 
@@ -81,6 +138,11 @@ impl fmt::Display for Outcome {
             Self::Committed { decision, .. } => decision.fmt(f),
             Self::Duplicate { csn, rows } => write!(f, "duplicate csn={csn} rows={rows}"),
             Self::Aborted => write!(f, "aborted"),
+            Self::Changed(chunks) => write!(f, "changed {}", list(chunks)),
+            Self::Nodes { changed, notices } => {
+                write!(f, "changed {changed}")?;
+                notices.iter().try_for_each(|notice| write!(f, "\n{notice}"))
+            }
         }
     }
 }

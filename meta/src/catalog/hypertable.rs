@@ -9,8 +9,8 @@ use hypertide_proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Catalog, DataNode, Dimension, HypertableSpec, Outcome, Reject, Rule, Table, TableKind,
-    apply::Step, table::check_name,
+    Catalog, Compression, DataNode, Dimension, HypertableSpec, Outcome, Reject, Rule, Table,
+    TableKind, apply::Step, table::check_name,
 };
 use crate::placement;
 
@@ -42,6 +42,10 @@ pub struct Hypertable {
     pub min_in_sync: u16,
     /// Data nodes it is attached to, in order of their ids.
     pub data_nodes: Vec<NodeId>,
+    /// Those of them that it was attached to as they registered, so that attaching one by hand is no error.
+    pub attached_unasked: Vec<NodeId>,
+    /// How its chunks are compressed; `None` when they are not.
+    pub compression: Option<Compression>,
     /// Schema of the chunks' names.
     pub chunk_schema: String,
     /// Prefix of the chunks' names.
@@ -64,7 +68,8 @@ impl fmt::Display for Hypertable {
         write!(f, " rf={} min_in_sync={}", self.replication_factor, self.min_in_sync)?;
         write!(f, " chunks={}.{}_{}", self.chunk_schema, self.chunk_prefix, self.next_chunk)?;
         write!(f, " nodes={}", super::display::list(&self.data_nodes))?;
-        self.dimensions.iter().try_for_each(|dimension| write!(f, " {dimension}"))
+        self.dimensions.iter().try_for_each(|dimension| write!(f, " {dimension}"))?;
+        self.compression.iter().try_for_each(|compression| write!(f, " {compression}"))
     }
 }
 
@@ -99,8 +104,10 @@ impl Catalog {
             distributed: spec.distributed,
             dimensions: self.new_dimensions(spec, &nodes),
             replication_factor: spec.replication_factor,
-            min_in_sync: if spec.replication_factor >= FACTOR_OF_TWO_IN_SYNC { 2 } else { 1 },
+            min_in_sync: default_min_in_sync(spec.replication_factor),
             data_nodes: nodes.into_iter().collect::<BTreeSet<_>>().into_iter().collect(),
+            attached_unasked: Vec::new(),
+            compression: None,
             chunk_schema,
             chunk_prefix,
             next_chunk: 1,
@@ -130,16 +137,7 @@ impl Catalog {
                 table.name
             )));
         }
-        let (count, factor) = (nodes.len(), spec.replication_factor);
-        if !(1..=REPLICATION_FACTOR_MAX).contains(&factor) {
-            return Err(Reject::InvalidDimension(format!(
-                "invalid replication factor {factor}: it must be between 1 and {REPLICATION_FACTOR_MAX}"
-            )));
-        }
-        if usize::from(factor) > count {
-            let nodes = u16::try_from(count).expect("fewer nodes than the factor, which is a u16");
-            return Err(Reject::ReplicationFactor { table: table.name.clone(), nodes, factor });
-        }
+        check_factor(&table.name, spec.replication_factor, nodes.len())?;
         Ok(nodes.iter().map(|node| node.id()).collect())
     }
 
@@ -187,9 +185,28 @@ impl Catalog {
     }
 }
 
+/// Replicas that a commit asks for, unless the table says otherwise.
+pub(crate) fn default_min_in_sync(factor: u16) -> u16 {
+    if factor >= FACTOR_OF_TWO_IN_SYNC { 2 } else { 1 }
+}
+
 /// One partition a node, as users of the reference know it.
 fn default_partitions(nodes: usize) -> u16 {
     u16::try_from(nodes).unwrap_or(PARTITIONS_MAX).clamp(1, PARTITIONS_MAX)
+}
+
+/// Whether that many nodes can hold that many replicas.
+pub(crate) fn check_factor(table: &str, factor: u16, nodes: usize) -> Result<(), Reject> {
+    if !(1..=REPLICATION_FACTOR_MAX).contains(&factor) {
+        return Err(Reject::InvalidDimension(format!(
+            "invalid replication factor {factor}: it must be between 1 and {REPLICATION_FACTOR_MAX}"
+        )));
+    }
+    if usize::from(factor) > nodes {
+        let nodes = u16::try_from(nodes).expect("fewer nodes than the factor, which is a u16");
+        return Err(Reject::ReplicationFactor { table: table.to_owned(), nodes, factor });
+    }
+    Ok(())
 }
 
 /// Checks columns, interval and number of partitions.

@@ -138,5 +138,8 @@ impl Catalog {
         if self.tails.remove(&id).is_some() {
             step.changes.touch(RowKey::Tail(id));
         }
+        let orders = self.orders.range((id, NodeId(0))..=(id, NodeId(u64::MAX)));
+        let orders: Vec<(ChunkId, NodeId)> = orders.map(|(key, _)| *key).collect();
+        orders.into_iter().for_each(|key| self.remove_order(key, step));
     }
 }

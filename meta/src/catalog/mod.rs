@@ -9,16 +9,21 @@
 
 mod access;
 mod apply;
+mod attach;
 mod boxes;
 mod check;
 mod chunk;
+mod clock;
 mod command;
 mod commit;
+mod compression;
 mod data;
 mod dimension;
 mod display;
 mod hypertable;
 mod index;
+mod order;
+mod replica;
 mod retention;
 mod row;
 mod table;
@@ -27,17 +32,25 @@ mod tests;
 mod txn;
 
 pub use access::AccessNode;
+pub use attach::{Detach, Notice};
 pub use check::Broken;
-pub use chunk::{Chunk, ChunkState};
+pub use chunk::{Chunk, ChunkState, Held, Joiner};
+pub use clock::JUMP_MAX_MS;
 pub use command::{Command, CommitPart, CommitRecord, HypertableSpec, Outcome, Reject};
-pub use data::DataNode;
+pub use compression::{Compressed, Compression, OrderBy};
+pub use data::{DataNode, Health, NodeState};
 pub use dimension::{Dimension, Rule};
 pub use hypertable::{DEFAULT_CHUNK_SCHEMA, Hypertable};
+pub use order::{Order, Rebalancing};
 pub use row::{Changes, RowError, RowKey};
 pub use table::{DEFAULT_SCHEMA, Table, TableKind};
 pub use txn::{Decided, Tail, Write};
 
-use hypertide_proto::ids::{AccessId, Boot, ChunkId, DimensionId, NodeId, TableId, TxnId, WriteId};
+use std::collections::BTreeMap;
+
+use hypertide_proto::ids::{
+    AccessId, Boot, ChunkId, Csn, DimensionId, NodeId, Rid, TableId, TxnId, WriteId,
+};
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +63,7 @@ pub struct Catalog {
     pub(crate) tables: OrdMap<TableId, Table>,
     pub(crate) chunks: OrdMap<ChunkId, Chunk>,
     pub(crate) tails: OrdMap<ChunkId, Tail>,
+    pub(crate) orders: OrdMap<(ChunkId, NodeId), Order>,
     pub(crate) data_nodes: OrdMap<NodeId, DataNode>,
     pub(crate) access_nodes: OrdMap<AccessId, AccessNode>,
     /// Sequence numbers of transactions that were decided and forgotten: first to last of a run.
@@ -59,7 +73,7 @@ pub struct Catalog {
     pub(crate) index: Index,
 }
 
-/// What the catalog counts: log time and the ids that were last given, none of which is ever given again.
+/// What the catalog has one of: log time, the ids that were last given, none of which is ever given again, and settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counters {
     /// Log time in milliseconds since the Unix epoch: the latest that any leader put into the log.
@@ -68,6 +82,9 @@ pub(crate) struct Counters {
     pub(crate) dimension: DimensionId,
     pub(crate) chunk: ChunkId,
     pub(crate) node: NodeId,
+    /// What the clocks of access nodes show that find log time too far behind.
+    pub(crate) clocks: BTreeMap<AccessId, u64>,
+    pub(crate) rebalancing: Rebalancing,
 }
 
 impl Catalog {
@@ -101,6 +118,23 @@ impl Catalog {
         self.chunks.get(&id)
     }
 
+    /// All chunks, in order of their ids.
+    pub fn chunks(&self) -> impl Iterator<Item = &Chunk> {
+        self.chunks.values()
+    }
+
+    /// Replicas of a table's chunks on a node.
+    #[must_use]
+    pub fn replicas(&self, table: TableId, node: NodeId) -> u64 {
+        self.index.replicas.get(&(table, node)).copied().unwrap_or(0)
+    }
+
+    /// The last commit of a chunk that a replica reported durable, as far as the log knows.
+    #[must_use]
+    pub fn applied(&self, chunk: ChunkId, rid: Rid) -> Option<Csn> {
+        self.tails.get(&chunk)?.applied.get(&rid).copied()
+    }
+
     /// The chunks of a table, in order of their ids.
     pub fn chunks_of(&self, table: TableId) -> impl Iterator<Item = &Chunk> {
         let ids = self.index.table_chunks.get(&table).into_iter().flat_map(OrdSet::iter);
@@ -124,14 +158,14 @@ impl Catalog {
         self.data_nodes.values()
     }
 
-    /// The access node.
+    /// The access node, also when it was removed.
     #[must_use]
     pub fn access_node(&self, id: AccessId) -> Option<&AccessNode> {
         self.access_nodes.get(&id)
     }
 
-    /// All access nodes, in order of their ids.
+    /// The access nodes of the cluster, in order of their ids, without those that were removed.
     pub fn access_nodes(&self) -> impl Iterator<Item = &AccessNode> {
-        self.access_nodes.values()
+        self.access_nodes.values().filter(|node| !node.retired)
     }
 }

@@ -3,8 +3,8 @@
 //! A committed transaction goes through three states:
 //!
 //! ```text
-//! retained   a member of one of its chunks may still have to learn of it
-//! settled    every member has it durably; kept a while, so that a coordinator whose answer was lost can ask again
+//! retained   a replica of one of its chunks may still have to learn of it
+//! settled    every such replica has it durably; kept a while, so that a coordinator whose answer was lost can ask again
 //! ended      only its sequence number is known, as part of a run
 //! ```
 //!
@@ -15,7 +15,7 @@
 
 use hypertide_proto::ids::{AccessId, Boot, ChunkId, Csn, Rid, TxnId};
 
-use super::{Catalog, Chunk, Outcome, Reject, RowKey, apply::Step};
+use super::{Catalog, Chunk, Outcome, Reject, RowKey, Tail, apply::Step};
 
 /// How long a settled decision is kept, in milliseconds of log time: longer than any coordinator tries.
 pub(crate) const SETTLED_KEPT_MS: u64 = 2 * 60 * 1000;
@@ -36,28 +36,39 @@ impl Catalog {
         applied: &[(ChunkId, Csn)],
         step: &mut Step,
     ) -> Result<Outcome, Reject> {
-        if !self.current(rid) {
-            return Err(Reject::Identity(format!("disk {rid} is not the one that is registered")));
-        }
+        self.current_node(rid)?;
         for (id, csn) in applied {
             // A chunk that was dropped, or that the node has left, has no use for the report.
             let Some(chunk) = self.chunks.get(id) else { continue };
-            if !chunk.members().any(|member| member == rid) {
+            if !learners(chunk).any(|learner| learner == rid) {
                 continue;
             }
             let mut tail = self.tails.get(id).cloned().unwrap_or_default();
-            tail.applied.retain(|other, _| chunk.members().any(|member| member == *other));
             let reported = tail.applied.entry(rid).or_default();
             *reported = (*csn).min(chunk.last_csn).max(*reported);
-            let floor = floor(chunk, |member| tail.applied.get(&member).copied());
-            tail.floor = tail.floor.max(floor);
-            if self.tails.get(id) != Some(&tail) {
-                self.release(*id, tail.floor);
-                self.tails.insert(*id, tail);
-                step.changes.touch(RowKey::Tail(*id));
-            }
+            self.put_tail(*id, tail, step);
         }
         Ok(Outcome::Done)
+    }
+
+    /// Lets go of what only replicas that went had to learn of.
+    pub(crate) fn refloor(&mut self, id: ChunkId, step: &mut Step) {
+        if let Some(tail) = self.tails.get(&id).cloned() {
+            self.put_tail(id, tail, step);
+        }
+    }
+
+    /// Replaces a chunk's tail, reduced to those that learn of its commits.
+    fn put_tail(&mut self, id: ChunkId, mut tail: Tail, step: &mut Step) {
+        let Some(chunk) = self.chunks.get(&id) else { return };
+        tail.applied.retain(|other, _| learners(chunk).any(|learner| learner == *other));
+        let floor = floor(chunk, |learner| tail.applied.get(&learner).copied());
+        tail.floor = tail.floor.max(floor);
+        if self.tails.get(&id) != Some(&tail) {
+            self.release(id, tail.floor);
+            self.tails.insert(id, tail);
+            step.changes.touch(RowKey::Tail(id));
+        }
     }
 
     /// Lets go of the chunk's commits up to and with `floor`.
@@ -173,7 +184,13 @@ impl Catalog {
     }
 }
 
-/// The last commit that every member has; none when the chunk has no members.
+/// Replicas that must be able to learn of every commit they hold as pending: the members, and those that left complete,
+/// which may be in sync again without a copy.
+fn learners(chunk: &Chunk) -> impl Iterator<Item = Rid> {
+    chunk.members().chain(chunk.complete_left())
+}
+
+/// The last commit that every learner has; none when the chunk has no replicas.
 fn floor(chunk: &Chunk, applied: impl Fn(Rid) -> Option<Csn>) -> Csn {
-    chunk.members().map(|member| applied(member).unwrap_or_default()).min().unwrap_or_default()
+    learners(chunk).map(|rid| applied(rid).unwrap_or_default()).min().unwrap_or_default()
 }

@@ -34,6 +34,8 @@ pub enum RowKey {
     Decided(TxnId),
     /// A [`super::Write`].
     Write(WriteId),
+    /// A [`super::Order`], by its chunk and target.
+    Order(ChunkId, NodeId),
 }
 
 const COUNTERS: u8 = 1;
@@ -45,6 +47,7 @@ const ACCESS: u8 = 6;
 const ENDED: u8 = 7;
 const DECIDED: u8 = 8;
 const WRITE: u8 = 9;
+const ORDER: u8 = 10;
 
 /// A row that does not read as one of the catalog's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +73,7 @@ impl RowKey {
             Self::Ended(id, boot, first) => key(ENDED, &[id.0, boot.0, *first]),
             Self::Decided(txn) => key(DECIDED, &[txn.access.0, txn.boot.0, txn.seq]),
             Self::Write(id) => [&[WRITE], id.0.as_slice()].concat(),
+            Self::Order(chunk, node) => key(ORDER, &[chunk.0, node.0]),
         }
     }
 
@@ -89,6 +93,7 @@ impl RowKey {
             (TAIL, [id]) => Self::Tail(ChunkId(*id)),
             (DATA, [id]) => Self::Data(NodeId(*id)),
             (ACCESS, [id]) => Self::Access(AccessId(*id)),
+            (ORDER, [chunk, node]) => Self::Order(ChunkId(*chunk), NodeId(*node)),
             (ENDED, [id, boot, first]) => Self::Ended(AccessId(*id), Boot(*boot), *first),
             (DECIDED, [id, boot, seq]) => {
                 Self::Decided(TxnId { access: AccessId(*id), boot: Boot(*boot), seq: *seq })
@@ -141,6 +146,7 @@ impl Catalog {
             RowKey::Ended(id, boot, first) => self.ended.get(&(*id, *boot, *first)).map(encode),
             RowKey::Decided(txn) => self.decided.get(txn).map(encode),
             RowKey::Write(id) => self.writes.get(id).map(encode),
+            RowKey::Order(chunk, node) => self.orders.get(&(*chunk, *node)).map(encode),
         }
     }
 
@@ -155,6 +161,7 @@ impl Catalog {
             .chain(self.ended.keys().map(|(id, boot, first)| RowKey::Ended(*id, *boot, *first)))
             .chain(self.decided.keys().map(|txn| RowKey::Decided(*txn)))
             .chain(self.writes.keys().map(|id| RowKey::Write(*id)))
+            .chain(self.orders.keys().map(|(chunk, node)| RowKey::Order(*chunk, *node)))
     }
 
     /// All rows as key and value bytes, in order of their keys.
@@ -193,6 +200,7 @@ impl Catalog {
             RowKey::Ended(id, boot, first) => put(&mut self.ended, (id, boot, first), value),
             RowKey::Decided(txn) => put(&mut self.decided, txn, value),
             RowKey::Write(id) => put(&mut self.writes, id, value),
+            RowKey::Order(chunk, node) => put(&mut self.orders, (chunk, node), value),
         };
         put.map_err(|error| broken(error.to_string()))
     }
@@ -228,7 +236,7 @@ mod tests {
 
     fn any_key() -> impl Strategy<Value = RowKey> {
         let id = 0u64..300;
-        (0u8..9, id.clone(), id.clone(), id).prop_map(|(kind, a, b, c)| match kind {
+        (0u8..10, id.clone(), id.clone(), id).prop_map(|(kind, a, b, c)| match kind {
             0 => RowKey::Counters,
             1 => RowKey::Table(TableId(a)),
             2 => RowKey::Chunk(ChunkId(a)),
@@ -237,6 +245,7 @@ mod tests {
             5 => RowKey::Access(AccessId(a)),
             6 => RowKey::Ended(AccessId(a), Boot(b), c),
             7 => RowKey::Decided(TxnId { access: AccessId(a), boot: Boot(b), seq: c }),
+            8 => RowKey::Order(ChunkId(a), NodeId(b)),
             _ => RowKey::Write(WriteId([a as u8; 16])),
         })
     }

@@ -53,6 +53,13 @@ impl Table {
         }
     }
 
+    pub(crate) fn hypertable_mut(&mut self) -> Option<&mut Hypertable> {
+        match &mut self.kind {
+            TableKind::Reference => None,
+            TableKind::Hypertable(hypertable) => Some(hypertable),
+        }
+    }
+
     /// Number of coordinates of its points: one a dimension.
     #[must_use]
     pub fn arity(&self) -> usize {

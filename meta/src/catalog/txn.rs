@@ -35,9 +35,9 @@ pub struct Write {
 /// How far the replicas of a chunk have its commits durably.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tail {
-    /// Each member's last report; a member without one has nothing.
+    /// The last report of each member, and of those that left complete; one without a report has nothing.
     pub applied: BTreeMap<Rid, Csn>,
-    /// Every member had every commit up to this one. Never less than before, even when a member joins with less: it
+    /// Each of them had every commit up to this one. Never less than before, even when a member joins with less: it
     /// takes what came before from another replica, committed, and asks for no decision about it.
     pub floor: Csn,
 }
@@ -54,11 +54,12 @@ impl Catalog {
     ///
     /// A transaction without a decision of its own is as good as aborted once it is closed, since no commit of it is
     /// accepted any more. That answers truly a replica that holds a pending batch of it: had the transaction
-    /// been committed and forgotten since, every member of its chunks would have reported the commit durable before,
-    /// and would hold the batch as committed, not as pending.
+    /// been committed and forgotten since, every member of its chunks, and every replica that may be one again without a
+    /// copy, would have reported the commit durable before, and would hold the batch as committed, not as pending.
     ///
-    /// NOTE: a replica that left its chunk may hold such a batch as pending. It must never ask: it throws its
-    /// pending batches away and takes the chunk anew from a member when it joins.
+    /// NOTE: a replica that left its chunk and missed commits may hold such a batch as pending, and lose it by the answer.
+    /// It gets the commit back with all the others it lacks when it joins: its own place in the chunk's commits is
+    /// before this one, since places are taken in order.
     #[must_use]
     pub fn fate(&self, txn: TxnId) -> Option<Decision> {
         if let Some(decided) = self.decided.get(&txn) {

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::Error;
 
-/// The one format of the directory so far.
-pub(super) const FORMAT: u32 = 1;
+/// The one format of the directory that this program reads and writes.
+pub(super) const FORMAT: u32 = 2;
 const MARKER: &str = "NODE";
 const LOG_FILE: &str = "raft.redb";
 /// Memory that redb may use for pages of a file; the catalog itself lies in memory already.
@@ -27,8 +27,10 @@ const CACHE_BYTES: usize = 16 << 20;
 pub(crate) struct Formed {
     /// The cluster.
     pub(crate) cluster: ClusterId,
-    /// The voters that formed it, with the addresses they had.
+    /// The voters that formed it, or that were there when this node came, with the addresses they had.
     pub(crate) members: Vec<(AccessId, String)>,
+    /// Whether it existed before this node belonged to it.
+    pub(crate) joins: bool,
 }
 
 /// Opens the log of node `id` in `dir`, which is made when it does not exist.
@@ -101,11 +103,11 @@ fn unreadable(dir: &Path) -> Error {
 }
 
 fn check_format(dir: &Path, format: u32) -> Result<(), Error> {
-    if format <= FORMAT {
+    if format == FORMAT {
         return Ok(());
     }
     Err(Error::Identity(format!(
-        "directory {} has format {format}, this program reads formats up to {FORMAT}",
+        "directory {} has format {format}, this program reads format {FORMAT}",
         dir.display()
     )))
 }

@@ -1,6 +1,12 @@
 //! The door to Raft for the rest of the crate: no generic type of openraft passes it.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use hypertide_proto::{
     client::Channels,
@@ -44,6 +50,8 @@ pub(crate) struct Group {
     formed: Formed,
     raft: Raft,
     disk: Arc<Watchdog>,
+    /// Tells whether the catalog's file is open.
+    open: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl fmt::Debug for Group {
@@ -88,16 +96,25 @@ impl Group {
             Peers { cluster: formed.cluster, own: id, channels, images: images.subscribe() };
         let opening = tokio::task::spawn_blocking(move || StateMachine::open(&dir, images));
         let machine = opening.await.map_err(|error| storage(&error))?;
-        let machine = machine.map_err(|error| storage(&error))?;
+        let machine = machine.map_err(|error| match error.downcast::<Error>() {
+            // The directory is in use: nothing is wrong with the disk.
+            Ok(error @ Error::Identity(_)) => error,
+            Ok(error) => storage(&error),
+            Err(error) => storage(&error),
+        })?;
+        let open = Box::new(machine.open_elsewhere());
         let disk = machine.watchdog();
         let config = raft_config(formed.cluster, &tuning).map_err(|error| storage(&error))?;
         let raft = Raft::new(id.0, Arc::new(config), peers, log, machine).await;
         let raft = raft.map_err(|error| storage(&error))?;
-        Ok(Self { id, formed, raft, disk })
+        Ok(Self { id, formed, raft, disk, open })
     }
 
-    /// Writes the first membership, unless the log has one already.
+    /// Writes the first membership, unless the log has one already, or the node joined a group that had one.
     pub(crate) async fn initialize(&self) -> Result<(), Error> {
+        if self.formed.joins {
+            return Ok(());
+        }
         let members = self.formed.members.iter();
         let members: BTreeMap<u64, BasicNode> =
             members.map(|(id, rpc)| (id.0, BasicNode::new(rpc))).collect();
@@ -169,6 +186,44 @@ impl Group {
         }
     }
 
+    /// The voters; while they change, those that are to be.
+    pub(crate) fn voters(&self) -> BTreeSet<u64> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow();
+        let configs = metrics.membership_config.membership().get_joint_config();
+        configs.last().cloned().unwrap_or_default()
+    }
+
+    /// The voters that are to be, while a change of them is half done.
+    pub(crate) fn joint(&self) -> Option<BTreeSet<u64>> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow();
+        match metrics.membership_config.membership().get_joint_config().as_slice() {
+            [_, .., last] => Some(last.clone()),
+            _ => None,
+        }
+    }
+
+    /// Lets a node take part without a vote.
+    pub(crate) async fn add_learner(&self, id: AccessId, rpc: &str) -> Result<(), String> {
+        let added = self.raft.add_learner(id.0, BasicNode::new(rpc), false).await;
+        added.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Entries that a node lacks, as the leader knows it.
+    pub(crate) fn lag(&self, id: AccessId) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let matched = metrics.replication.as_ref()?.get(&id.0)?.as_ref()?.index;
+        Some(metrics.last_log_index.unwrap_or(0).saturating_sub(matched))
+    }
+
+    /// Changes the voters, through a state in which the old and the new ones must agree.
+    pub(crate) async fn set_voters(&self, voters: BTreeSet<u64>) -> Result<(), String> {
+        let changed = self.raft.change_membership(voters, false).await;
+        changed.map(drop).map_err(|error| error.to_string())
+    }
+
     /// Waits until Raft has stopped for good, and says why.
     pub(crate) async fn failed(&self) -> String {
         let mut metrics = self.raft.metrics();
@@ -185,6 +240,11 @@ impl Group {
     /// How long the catalog's file has been writing.
     pub(crate) fn disk_waiting(&self) -> Option<Duration> {
         self.disk.waiting()
+    }
+
+    /// Whether the catalog's file is still open, after Raft was shut down.
+    pub(crate) fn catalog_open(&self) -> bool {
+        (self.open)()
     }
 
     /// Stops taking part.

@@ -8,7 +8,11 @@
 //! Every value wears the frame of [`super::files::seal`]. Reading is done from any thread, writing by the one writer
 //! of [`super::log_store`] only.
 
-use std::{fmt, io, ops::RangeBounds};
+use std::{
+    fmt, io,
+    ops::RangeBounds,
+    sync::{Arc, Weak},
+};
 
 use hypertide_proto::ids::AccessId;
 use redb::{
@@ -33,6 +37,8 @@ const IDENTITY: &str = "identity";
 /// The open file.
 pub(super) struct LogFile {
     database: Database,
+    /// IMPORTANT: the last field: it goes when the database is closed, and not before.
+    open: Arc<()>,
 }
 
 impl fmt::Debug for LogFile {
@@ -42,9 +48,14 @@ impl fmt::Debug for LogFile {
 }
 
 impl LogFile {
+    /// Lives as long as the file is open.
+    pub(super) fn open(&self) -> Weak<()> {
+        Arc::downgrade(&self.open)
+    }
+
     /// Takes an open database, and makes the tables when it is new.
     pub(super) fn over(database: Database) -> io::Result<Self> {
-        let file = Self { database };
+        let file = Self { database, open: Arc::default() };
         file.write(Durability::Immediate, |txn| {
             txn.open_table(LOG).map_err(disk)?;
             txn.open_table(META).map_err(disk)?;

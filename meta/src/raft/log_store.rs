@@ -1,13 +1,6 @@
 //! The log as openraft sees it: reads go to the file, writes through one ordered writer thread.
 
-use std::{
-    fmt::Debug,
-    io,
-    ops::RangeBounds,
-    path::Path,
-    sync::{Arc, Weak},
-    thread,
-};
+use std::{fmt::Debug, io, ops::RangeBounds, path::Path, sync::Arc, thread};
 
 use hypertide_proto::ids::AccessId;
 use openraft::{
@@ -87,7 +80,7 @@ impl LogStore {
 
     /// Tells whether the file is still open after this handle is gone.
     pub(crate) fn open_elsewhere(self) -> impl Fn() -> bool {
-        let file: Weak<LogFile> = Arc::downgrade(&self.file);
+        let file = self.file.open();
         drop(self);
         move || file.strong_count() > 0
     }

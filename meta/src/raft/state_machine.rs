@@ -51,6 +51,8 @@ struct Store {
     /// IMPORTANT: taken before `machine`, never while that is held.
     writing: Mutex<Option<String>>,
     snapshots: Snapshots,
+    /// IMPORTANT: the last field: it goes when the catalog's file is closed, and not before.
+    open: Arc<()>,
 }
 
 /// The catalog as openraft sees it.
@@ -82,13 +84,20 @@ impl StateMachine {
         // A crash between publishing a received snapshot and switching to its catalog: do the second half again.
         let newer = |meta: &SnapshotMeta| meta.last_log_id > machine.applied.last;
         let half_installed = snapshots.current().filter(|(meta, _)| newer(meta));
-        let store = Store { machine: Mutex::new(machine), writing: Mutex::new(None), snapshots };
+        let (machine, writing) = (Mutex::new(machine), Mutex::new(None));
+        let store = Store { machine, writing, snapshots, open: Arc::default() };
         if let Some((meta, file)) = half_installed {
             store.install(&meta, &file)?;
         }
         images.send_replace(store.machine().image());
         let store = Arc::new(store);
         Ok(Self { dir: dir.to_owned(), store, images, disk, checkpoint: None })
+    }
+
+    /// Tells whether the catalog is still in use, when openraft may have let go of it.
+    pub(super) fn open_elsewhere(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let open = Arc::downgrade(&self.store.open);
+        move || open.strong_count() > 0
     }
 
     /// Sees how long writes to the catalog's file take.

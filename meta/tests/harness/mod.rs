@@ -1,5 +1,7 @@
 //! Starts, stops and restarts access nodes in this process.
 
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -90,19 +92,8 @@ impl Node {
     async fn start(id: u64, dir: &Path, listener: TcpListener, tuning: Tuning) -> Self {
         let rpc = listener.local_addr().expect("bound").to_string();
         let config = config(AccessId(id), dir, &rpc);
-        let deadline = soon();
-        // The files of a node that was just stopped may still be closing.
-        let meta = loop {
-            match MetaNode::start_tuned(config.clone(), tuning).await {
-                Ok(meta) => break meta,
-                Err(error)
-                    if error.to_string().contains("is in use") && Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Err(error) => panic!("a{id} does not start: {error}"),
-            }
-        };
+        let meta = MetaNode::start_tuned(config, tuning).await;
+        let meta = meta.unwrap_or_else(|error| panic!("a{id} does not start: {error}"));
         let server = Server::start(&meta, listener);
         Self { meta, server }
     }
@@ -131,6 +122,17 @@ impl Cluster {
         cluster
     }
 
+    /// Starts one more empty node, of the next id; gives the id and its address.
+    pub(crate) async fn start_another(&mut self) -> (u64, String) {
+        let id = self.addresses.keys().max().map_or(1, |last| last + 1);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound").to_string();
+        self.addresses.insert(id, address.clone());
+        let node = Node::start(id, &self.dir(id), listener, self.tuning).await;
+        self.nodes.insert(id, node);
+        (id, address)
+    }
+
     /// Forms the cluster and waits until every node serves.
     pub(crate) async fn form(&mut self) -> ClusterId {
         let formed = init_cluster(&Channels::default(), &self.addresses(), soon()).await;
@@ -143,6 +145,11 @@ impl Cluster {
 
     pub(crate) fn addresses(&self) -> Vec<String> {
         self.addresses.values().cloned().collect()
+    }
+
+    /// Where a node is.
+    pub(crate) fn address(&self, id: u64) -> String {
+        self.addresses.get(&id).expect("a node of the cluster").clone()
     }
 
     /// The directory of a node.

@@ -11,7 +11,7 @@ use hypertide_proto::{
 
 use super::Kept;
 use crate::catalog::{
-    Catalog, Changes, Chunk, Command, CommitPart, CommitRecord, HypertableSpec, TableKind,
+    Catalog, Changes, Chunk, Command, CommitPart, CommitRecord, HypertableSpec, Joiner, TableKind,
     apply::Step, index::Index,
 };
 
@@ -59,7 +59,15 @@ fn whole() -> Catalog {
     for number in 1..3 {
         let chunk = kept.catalog.chunk(ChunkId(number)).unwrap();
         let (acks, epoch) = (chunk.in_sync.clone(), Epoch(0));
-        let part = CommitPart { chunk: chunk.id, epoch, acks, hash: 1, rows: 1, table_version: 2 };
+        let part = CommitPart {
+            chunk: chunk.id,
+            epoch,
+            acks,
+            hash: 1,
+            rows: 1,
+            table_version: 2,
+            keyed: false,
+        };
         let txn = TxnId { access: AccessId(1), boot: Boot(1), seq: number };
         let write = Some((WriteId([number as u8; 16]), 1));
         kept.apply(&Command::Commit(CommitRecord { txn, write, parts: vec![part] })).unwrap();
@@ -107,7 +115,9 @@ fn chunks_that_break_a_rule_are_found() {
     assert_broken_chunk(rule, |chunk| chunk.table = TableId(9));
     assert_broken_chunk(rule, |chunk| chunk.slices.clear());
     assert_broken_chunk(rule, |chunk| chunk.in_sync.clear());
-    assert_broken_chunk(rule, |chunk| chunk.joining.push((chunk.in_sync[0], Csn(0))));
+    assert_broken_chunk(rule, |chunk| {
+        chunk.joining.push(Joiner { rid: chunk.in_sync[0], csn: Csn(0), chain: 0 })
+    });
     assert_broken_chunk(rule, |chunk| chunk.in_sync[0].node = NodeId(9));
     assert_broken_chunk(rule, |chunk| chunk.last_csn = Csn(0));
     let boxes = "boxes do not overlap";

@@ -17,8 +17,8 @@ use proptest::{collection::vec, option, prelude::*};
 use super::Kept;
 use crate::{
     catalog::{
-        Changes, Command, CommitPart, CommitRecord, HypertableSpec, Outcome, Rule, TableKind,
-        apply::Step, retention::SETTLED_KEPT_MS,
+        Changes, Command, CommitPart, CommitRecord, Detach, Held, HypertableSpec, Order, Outcome,
+        Rule, TableKind, apply::Step, retention::SETTLED_KEPT_MS,
     },
     placement,
 };
@@ -35,6 +35,8 @@ enum Draft {
     },
     /// A node reports every chunk it has.
     CatchUp(u64),
+    /// A replica comes or goes, in one of several ways, by chunk and node.
+    Replica(u8, u64, u64),
     /// Log time goes on.
     Wait(u64),
 }
@@ -111,9 +113,45 @@ fn nodes() -> impl Strategy<Value = Command> {
         rpc: format!("host:{disk}"),
         http: String::new(),
     });
+    let disk = (1u64..5, 1u64..3, 5u8..99);
+    let reset = disk.prop_map(|(node, incarnation, disk)| Command::NodeReset {
+        rid: Rid { node: NodeId(node), incarnation: Incarnation(incarnation) },
+        disk: DiskId([disk; 16]),
+    });
     let block = (1u64..5, any::<bool>())
         .prop_map(|(node, block)| Command::BlockNewChunks { node: NodeId(node), block });
-    prop_oneof![1 => access, 4 => data, 2 => block]
+    prop_oneof![2 => access, 8 => data, 4 => block, 1 => reset, 3 => spreading()]
+}
+
+fn spreading() -> impl Strategy<Value = Command> {
+    let name = || (1u64..5).prop_map(|number| format!("d{number}"));
+    let attach = (name(), table(), any::<bool>()).prop_map(|(node, table, repartition)| {
+        Command::AttachDataNode { node, table, if_not_attached: false, repartition }
+    });
+    let how = || {
+        (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(force, repartition, if_attached)| Detach { if_attached, force, repartition },
+        )
+    };
+    let detach = (name(), option::of(table()), how())
+        .prop_map(|(node, table, how)| Command::DetachDataNode { node, table, how });
+    let delete = (name(), how()).prop_map(|(node, how)| Command::DeleteDataNode {
+        node,
+        if_exists: false,
+        how,
+    });
+    let factor = (table(), 1u16..4)
+        .prop_map(|(table, factor)| Command::SetReplicationFactor { table, factor });
+    let order = (1u64..16, 1u64..5, option::of(1u64..5)).prop_map(|(chunk, target, source)| {
+        Command::OrderCopy(Order {
+            operation: format!("copy_{chunk}_{target}"),
+            chunk: ChunkId(chunk),
+            target: NodeId(target),
+            source: source.map(NodeId),
+            at_ms: 0,
+        })
+    });
+    prop_oneof![3 => attach, 2 => detach, 1 => delete, 2 => factor, 2 => order]
 }
 
 fn tables() -> impl Strategy<Value = Command> {
@@ -145,6 +183,7 @@ fn draft() -> impl Strategy<Value = Draft> {
         6 => whole.prop_map(Draft::Whole),
         6 => commit,
         3 => (1u64..5).prop_map(Draft::CatchUp),
+        8 => (0u8..9, 1u64..16, 1u64..5).prop_map(|(way, chunk, node)| Draft::Replica(way, chunk, node)),
         1 => (0..SETTLED_KEPT_MS).prop_map(Draft::Wait),
     ]
 }
@@ -158,8 +197,9 @@ fn finish(draft: &Draft, kept: &mut Kept) -> Option<Command> {
             kept.at_ms += ms;
             return None;
         }
+        Draft::Replica(way, chunk, node) => return replica(*way, ChunkId(*chunk), *node, kept),
         Draft::CatchUp(node) => {
-            let rid = Rid { node: NodeId(*node), incarnation: Incarnation(1) };
+            let rid = catalog.data_node(NodeId(*node))?.rid;
             let chunks = catalog.chunks.values().map(|chunk| (chunk.id, chunk.last_csn));
             Command::Progress { rid, applied: chunks.collect() }
         }
@@ -169,13 +209,40 @@ fn finish(draft: &Draft, kept: &mut Kept) -> Option<Command> {
                 let acks = chunk.members().skip(usize::from(*lazy)).collect();
                 let table_version = catalog.table(chunk.table)?.version;
                 let (epoch, hash) = (Epoch(0), u128::from(*id));
-                Some(CommitPart { chunk: chunk.id, epoch, acks, hash, rows: 1, table_version })
+                let keyed = *lazy && id.is_multiple_of(2);
+                Some(CommitPart {
+                    chunk: chunk.id,
+                    epoch,
+                    acks,
+                    hash,
+                    rows: 1,
+                    table_version,
+                    keyed,
+                })
             };
             let parts: BTreeMap<_, _> = chunks.iter().map(|id| (*id, part(id))).collect();
             let parts = parts.into_values().flatten().collect();
             let write = write.map(|id| (WriteId([id / 2; 16]), u128::from(id % 2)));
             Command::Commit(CommitRecord { txn: *txn, write, parts })
         }
+    })
+}
+
+/// A change of a chunk's replicas, with the proof that a replica would have.
+fn replica(way: u8, id: ChunkId, node: u64, kept: &Kept) -> Option<Command> {
+    let chunk = kept.catalog.chunk(id)?;
+    let rid = kept.catalog.data_node(NodeId(node))?.rid;
+    let end = Held { chunk: id, csn: chunk.last_csn, chain: chunk.chain };
+    let joiner = chunk.joining.iter().find(|joiner| joiner.rid == rid);
+    let start = joiner.map(|at| Held { chunk: id, csn: at.csn, chain: at.chain });
+    Some(match way {
+        0 | 1 => Command::Shrink { rid, chunks: vec![id] },
+        2 => Command::Return { rid, held: vec![end] },
+        3 | 4 => Command::StartJoin { chunk: id, rid },
+        5 => Command::FinishJoin { rid, held: start.unwrap_or(end) },
+        6 => Command::DropJoin { chunk: id, rid },
+        7 => Command::RemoveReplica { chunk: id, rid },
+        _ => Command::Seal { chunk: id, epoch: chunk.epoch },
     })
 }
 
@@ -277,8 +344,17 @@ proptest! {
     fn a_member_never_misses_a_decision(drafts in vec(draft(), 1..120)) {
         let mut kept = founded();
         let mut commits: Vec<(TxnId, Csn, Vec<ChunkId>)> = Vec::new();
+        // Commits that a replica took from another one, all members then having reported what was before.
+        let mut refetched: BTreeSet<(ChunkId, Csn)> = BTreeSet::new();
         for draft in &drafts {
             let Some(command) = finish(draft, &mut kept) else { continue };
+            if let Command::FinishJoin { held, .. } = &command {
+                refetched.extend(commits.iter().map(|(_, csn, _)| (held.chunk, *csn)).filter(|at| at.1 <= held.csn));
+            }
+            if let Command::Return { held, .. } = &command {
+                let all = held.iter().flat_map(|held| commits.iter().map(|(_, csn, _)| (held.chunk, *csn)));
+                refetched.extend(all);
+            }
             if let Ok(Outcome::Committed { csn, decision }) = kept.apply(&command)
                 && let Fate::Committed { links, .. } = decision.fate
             {
@@ -288,7 +364,11 @@ proptest! {
                 let behind = chunks.iter().filter_map(|id| kept.catalog.chunk(*id)).any(|chunk| {
                     let tail = kept.catalog.tails.get(&chunk.id);
                     let applied = |rid| tail.and_then(|tail| tail.applied.get(&rid)).copied();
-                    chunk.members().any(|rid| applied(rid).unwrap_or_default() < *csn)
+                    // Joiners get from another replica what was before they joined.
+                    let joined = |rid| chunk.joining.iter().any(|at| at.rid == rid && *csn <= at.csn);
+                    let mut learners = chunk.members().chain(chunk.complete_left());
+                    learners.any(|rid| applied(rid).unwrap_or_default() < *csn && !joined(rid))
+                        && !refetched.contains(&(chunk.id, *csn))
                 });
                 if behind {
                     let fate = kept.catalog.fate(*txn).map(|decision| decision.fate);

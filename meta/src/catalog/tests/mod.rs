@@ -1,8 +1,9 @@
-//! Tests of the catalog as a whole: scripts ([`script`]), laws over random commands ([`laws`]), and catalogs that
+//! Tests of the catalog as a whole: scripts ([`script`] and [`replicas`]), laws over random commands ([`laws`]), and catalogs that
 //! [`Catalog::check`] must refuse ([`broken`]).
 
 mod broken;
 mod laws;
+mod replicas;
 mod script;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,19 @@ struct Kept {
 }
 
 impl Kept {
+    /// Turns the clocks of all access nodes, who then agree on the time however far it jumps.
+    fn turn_clocks(&mut self, at_ms: u64) {
+        self.at_ms = at_ms;
+        let nodes: Vec<_> = self.catalog.access_nodes().map(|node| node.id).collect();
+        for access in nodes {
+            let mut changes = Changes::default();
+            let command = Command::AdvanceTime { access, at_ms };
+            let answer = self.catalog.apply(&command, self.csn, at_ms, &mut changes);
+            assert_eq!(answer, Ok(Outcome::Done));
+            self.write(&changes);
+        }
+    }
+
     /// Applies a command at the next commit number, and asserts every invariant and the durable form.
     fn apply(&mut self, command: &Command) -> Result<Outcome, Reject> {
         let before = self.catalog.clone();

@@ -16,9 +16,10 @@ use hypertide_proto::{
 };
 use test_each_file::test_each_path;
 
-use super::Kept;
+use super::{Kept, replicas};
 use crate::catalog::{
-    Changes, Chunk, ChunkState, Command, CommitPart, CommitRecord, HypertableSpec, apply::Step,
+    Changes, Chunk, ChunkState, Command, CommitPart, CommitRecord, DataNode, HypertableSpec,
+    Joiner, apply::Step,
 };
 
 test_each_path! { in "./meta/src/testscripts/catalog" as golden => run_script }
@@ -27,11 +28,11 @@ fn run_script(path: &Path) {
     goldenscript::run(&mut Script::default(), path).unwrap();
 }
 
-type Answer<T = String> = Result<T, Box<dyn Error>>;
+pub(super) type Answer<T = String> = Result<T, Box<dyn Error>>;
 
 #[derive(Default)]
-struct Script {
-    kept: Kept,
+pub(super) struct Script {
+    pub(super) kept: Kept,
 }
 
 impl goldenscript::Runner for Script {
@@ -40,7 +41,9 @@ impl goldenscript::Runner for Script {
     fn run(&mut self, line: &Line, context: &Context) -> Answer {
         let words: Vec<&str> = line.args.iter().filter_map(positional).collect();
         match (line.name.as_str(), words.as_slice()) {
-            ("time", [at_ms]) => self.kept.at_ms = at_ms.parse()?,
+            ("time", [at_ms]) => self.kept.turn_clocks(at_ms.parse()?),
+            ("clock", [at_ms]) => self.kept.at_ms = at_ms.parse()?,
+            ("now", []) => return Ok(self.kept.catalog.time_ms().to_string()),
             ("forge", [chunk]) => return self.forge(chunk, line),
             ("chunk_at", [table, point]) => {
                 let (table, point) = (self.table(table)?, coordinates(point)?);
@@ -59,7 +62,10 @@ impl goldenscript::Runner for Script {
                 let exists = context.tags.contains("if_not_exists");
                 let command = match data_definition(self, name, words, (line, exists))? {
                     Some(command) => command,
-                    None => manipulation(self, name, words, line)?,
+                    None => match replicas::command(self, name, words, line)? {
+                        Some(command) => command,
+                        None => manipulation(self, name, words, line)?,
+                    },
                 };
                 return Ok(self.kept.apply(&command)?.to_string());
             }
@@ -69,7 +75,7 @@ impl goldenscript::Runner for Script {
 }
 
 impl Script {
-    fn table(&self, name: &str) -> Answer<TableId> {
+    pub(super) fn table(&self, name: &str) -> Answer<TableId> {
         let table = self.kept.catalog.table_named("public", name);
         // A table that is not there can be named by its id, to see what the catalog says.
         table.map_or_else(|| id(name, "t").map(TableId), |table| Ok(table.id))
@@ -93,8 +99,9 @@ impl Script {
             chunk.in_sync = listed(rids, rid)?;
         }
         if let Some(rids) = args.take_key("joining") {
+            let (csn, chain) = (chunk.last_csn, chunk.chain);
             let joining = listed(rids, rid)?.into_iter();
-            chunk.joining = joining.map(|rid| (rid, chunk.last_csn)).collect();
+            chunk.joining = joining.map(|rid| Joiner { rid, csn, chain }).collect();
         }
         let text = chunk.to_string();
         let mut step = Step { csn: Csn(0), at_ms: 0, changes: Changes::default() };
@@ -120,6 +127,11 @@ impl Script {
             }
             "writes" => {
                 show(catalog.writes.iter().map(|(id, write)| format!("{id} csn={}", write.csn)))
+            }
+            "orders" => show(catalog.orders()),
+            "states" => {
+                let state = |node: &DataNode| format!("{} {}", node.name, catalog.node_state(node));
+                show(catalog.data_nodes().map(state))
             }
             "rows" => Ok(format!("{} rows", catalog.rows().count())),
             other => Err(format!("unknown thing to show: {other}").into()),
@@ -198,17 +210,20 @@ fn manipulation(script: &Script, name: &str, words: &[&str], line: &Line) -> Ans
     })
 }
 
-/// `c1=n1i1/n2i1` is a part with its acknowledgements.
+/// `c1=n1i1/n2i1` is a part with its acknowledgements, keyed at the epoch that `keyed` names.
 fn commit(txn: TxnId, line: &Line) -> Answer<CommitRecord> {
     let mut args = line.consume_args();
     let hash: u128 = args.take_key("hash").unwrap_or("9").parse()?;
     let write = args.take_key("write").map(str::parse).transpose()?;
     let rows = args.take_key("rows").unwrap_or("1").parse()?;
     let table_version = args.take_key("version").unwrap_or("2").parse()?;
+    let keyed: Option<u64> = args.take_key("keyed").map(str::parse).transpose()?;
+    let epoch = Epoch(keyed.unwrap_or_default());
     let mut parts = Vec::new();
     while let Some((chunk, acks)) = args.next_key() {
         let (chunk, acks) = (ChunkId(id(chunk, "c")?), listed(acks, rid)?);
-        parts.push(CommitPart { chunk, epoch: Epoch(0), acks, hash, rows, table_version });
+        let keyed = keyed.is_some();
+        parts.push(CommitPart { chunk, epoch, acks, hash, rows, table_version, keyed });
     }
     Ok(CommitRecord { txn, write: write.map(|number: u8| (WriteId([number; 16]), hash)), parts })
 }
@@ -256,7 +271,7 @@ fn positional(argument: &Argument) -> Option<&str> {
     }
 }
 
-fn key_value(argument: &Argument) -> Option<(&str, &str)> {
+pub(super) fn key_value(argument: &Argument) -> Option<(&str, &str)> {
     match argument {
         Argument::KeyValue(key, value) => Some((key, value)),
         _ => None,
@@ -268,7 +283,7 @@ fn show<T: Display>(things: impl IntoIterator<Item = T>) -> Answer {
     Ok(if lines.is_empty() { "none".to_owned() } else { lines.join("\n") })
 }
 
-fn listed<T>(text: &str, parse: impl Fn(&str) -> Answer<T>) -> Answer<Vec<T>> {
+pub(super) fn listed<T>(text: &str, parse: impl Fn(&str) -> Answer<T>) -> Answer<Vec<T>> {
     text.split('/').filter(|item| !item.is_empty()).map(parse).collect()
 }
 
@@ -276,12 +291,12 @@ fn coordinates(text: &str) -> Answer<Vec<i64>> {
     listed(text, |number| Ok(number.parse()?))
 }
 
-fn id(text: &str, letter: &str) -> Answer<u64> {
+pub(super) fn id(text: &str, letter: &str) -> Answer<u64> {
     let number = text.strip_prefix(letter).ok_or_else(|| format!("no id: {text}"))?;
     Ok(number.parse()?)
 }
 
-fn rid(text: &str) -> Answer<Rid> {
+pub(super) fn rid(text: &str) -> Answer<Rid> {
     let (node, incarnation) = text.split_once('i').ok_or_else(|| format!("no rid: {text}"))?;
     Ok(Rid { node: NodeId(id(node, "n")?), incarnation: Incarnation(incarnation.parse()?) })
 }

@@ -1,0 +1,149 @@
+//! How the chunks of a hypertable are compressed, and which are.
+//!
+//! The catalog says what is wanted and what was done; data nodes do it, each with its own replica.
+
+use std::fmt;
+
+use hypertide_proto::ids::{ChunkId, Csn, TableId};
+use serde::{Deserialize, Serialize};
+
+use super::{Catalog, Hypertable, Outcome, Reject, Table, apply::Step};
+
+/// How chunks are compressed.
+///
+/// - No column stands twice, in either list or in both.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compression {
+    /// Columns whose equal values lie together.
+    pub segment_by: Vec<String>,
+    /// Order within a segment; by time, the latest first, when it is empty.
+    pub order_by: Vec<OrderBy>,
+    /// Width of the time slices that are compressed together, in the unit of the time column.
+    pub chunk_interval: Option<i64>,
+}
+
+/// One column of an order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderBy {
+    /// The column.
+    pub column: String,
+    /// Whether the greatest comes first.
+    pub descending: bool,
+    /// Whether nulls come first.
+    pub nulls_first: bool,
+}
+
+/// What compressing a chunk gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compressed {
+    /// The last commit that is in it; rows of later ones lie beside it.
+    pub csn: Csn,
+    /// Bytes of one replica before.
+    pub before_bytes: u64,
+    /// Bytes of one replica after.
+    pub after_bytes: u64,
+    /// When: milliseconds of log time.
+    pub at_ms: u64,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "compress(segment_by={}", super::display::list(&self.segment_by))?;
+        for OrderBy { column, descending, nulls_first } in &self.order_by {
+            write!(f, " {column}")?;
+            f.write_str(if *descending { " desc" } else { " asc" })?;
+            f.write_str(if *nulls_first { " nulls first" } else { "" })?;
+        }
+        write!(f, ")")
+    }
+}
+
+impl fmt::Display for Compressed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { csn, before_bytes, after_bytes, .. } = self;
+        write!(f, "compressed@{csn}={before_bytes}->{after_bytes}")
+    }
+}
+
+impl Catalog {
+    /// Sets how a hypertable's chunks are compressed. Neither while some are.
+    pub(crate) fn set_compression(
+        &mut self,
+        id: TableId,
+        compression: Option<&Compression>,
+        step: &mut Step,
+    ) -> Result<Outcome, Reject> {
+        let table = self.existing(id)?;
+        let made = hypertable_of(table)?;
+        if made.compression.as_ref() == compression {
+            return Ok(Outcome::Table(Box::new(table.clone()), false));
+        }
+        if self.chunks_of(id).any(|chunk| chunk.compressed.is_some()) {
+            return Err(Reject::Compression(match compression {
+                Some(_) => "cannot change configuration on already compressed chunks".to_owned(),
+                None => format!(
+                    "cannot disable compression on hypertable \"{}\" with compressed chunks",
+                    table.name
+                ),
+            }));
+        }
+        compression.map_or(Ok(()), |compression| check_columns(table, compression))?;
+        let mut table = table.clone();
+        if let Some(made) = table.hypertable_mut() {
+            made.compression = compression.cloned();
+        }
+        self.put_table(table.clone(), step);
+        Ok(Outcome::Table(Box::new(table), true))
+    }
+
+    /// Notes that a chunk was compressed, with its size before and after, or that it no longer is.
+    pub(crate) fn set_chunk_compressed(
+        &mut self,
+        id: ChunkId,
+        bytes: Option<(u64, u64)>,
+        csn: Csn,
+        step: &mut Step,
+    ) -> Result<Outcome, Reject> {
+        let chunk = self.existing_chunk(id)?;
+        let table = self.existing(chunk.table)?;
+        if bytes.is_some() && hypertable_of(table)?.compression.is_none() {
+            let message = format!("compression not enabled on \"{}\"", table.name);
+            return Err(Reject::Compression(message));
+        }
+        let mut chunk = chunk.clone();
+        let csn = csn.min(chunk.last_csn);
+        chunk.compressed = bytes.map(|(before_bytes, after_bytes)| Compressed {
+            csn,
+            before_bytes,
+            after_bytes,
+            at_ms: step.at_ms,
+        });
+        self.put_chunk(chunk, step);
+        Ok(Outcome::Changed(vec![id]))
+    }
+}
+
+/// What makes a table a hypertable, or the refusal of one that is none.
+pub(crate) fn hypertable_of(table: &Table) -> Result<&Hypertable, Reject> {
+    table.hypertable().ok_or_else(|| Reject::NotHypertable(table.name.clone()))
+}
+
+fn check_columns(table: &Table, compression: &Compression) -> Result<(), Reject> {
+    let orders = compression.order_by.iter().map(|order| &order.column);
+    let mut seen = Vec::new();
+    for column in compression.segment_by.iter().chain(orders) {
+        if table.columns.column(column).is_none() {
+            return Err(Reject::UnknownColumn(column.clone()));
+        }
+        if seen.contains(&column) {
+            let message = format!("column \"{column}\" stands twice among those to compress by");
+            return Err(Reject::Compression(message));
+        }
+        seen.push(column);
+    }
+    if compression.chunk_interval.is_some_and(|interval| interval <= 0) {
+        let message = "compress_chunk_time_interval must be greater than 0".to_owned();
+        return Err(Reject::Compression(message));
+    }
+    Ok(())
+}

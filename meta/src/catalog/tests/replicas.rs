@@ -1,0 +1,167 @@
+//! Script commands on replicas, data nodes and what operators ask for.
+
+use goldenscript::Command as Line;
+use hypertide_proto::ids::{ChunkId, Csn, DiskId, Epoch, Rid};
+
+use super::script::{Answer, Script, id, key_value, listed, rid};
+use crate::catalog::{
+    Command, Compression, Detach, Health, Held, Order, OrderBy, Rebalancing, RowKey,
+};
+
+fn chunk(text: &str) -> Answer<ChunkId> {
+    id(text, "c").map(ChunkId)
+}
+
+impl Script {
+    /// What a replica holds: the chunk's last commit, or the place that was noted when `at` joined.
+    fn held(&self, text: &str, joined: Option<Rid>) -> Answer<Held> {
+        let chunk = self.kept.catalog.chunk(chunk(text)?).ok_or("no such chunk")?;
+        let at = joined.and_then(|rid| chunk.joining.iter().find(|joiner| joiner.rid == rid));
+        let (csn, chain) = at.map_or((chunk.last_csn, chunk.chain), |at| (at.csn, at.chain));
+        Ok(Held { chunk: chunk.id, csn, chain })
+    }
+}
+
+/// The command of a line; `None` when its name is another's.
+pub(super) fn command(
+    script: &Script,
+    name: &str,
+    words: &[&str],
+    line: &Line,
+) -> Answer<Option<Command>> {
+    let mut args = line.consume_args();
+    Ok(Some(match (name, words) {
+        ("shrink", [from, chunks @ ..]) => {
+            let chunks = chunks.iter().map(|text| chunk(text)).collect::<Answer<_>>()?;
+            Command::Shrink { rid: rid(from)?, chunks }
+        }
+        ("return", [from, chunks @ ..]) => {
+            let mut held: Vec<Held> =
+                chunks.iter().map(|text| script.held(text, None)).collect::<Answer<_>>()?;
+            // What it says it holds, when that is not the truth.
+            for (text, csn) in line.args.iter().filter_map(key_value) {
+                held.push(Held { csn: Csn(csn.parse()?), ..script.held(text, None)? });
+            }
+            Command::Return { rid: rid(from)?, held }
+        }
+        ("start_join", [text, from]) => Command::StartJoin { chunk: chunk(text)?, rid: rid(from)? },
+        ("drop_join", [text, from]) => Command::DropJoin { chunk: chunk(text)?, rid: rid(from)? },
+        ("finish_join", [text, from]) => {
+            let rid = rid(from)?;
+            let mut held = script.held(text, Some(rid))?;
+            held.chain ^= args.take_key("flip").map_or(Ok(0), str::parse::<u128>)?;
+            Command::FinishJoin { rid, held }
+        }
+        ("remove_replica", [text, from]) => {
+            Command::RemoveReplica { chunk: chunk(text)?, rid: rid(from)? }
+        }
+        ("seal", [text, epoch]) => {
+            Command::Seal { chunk: chunk(text)?, epoch: Epoch(id(epoch, "e")?) }
+        }
+        ("reset", [from]) => {
+            let disk = args.take_key("disk").ok_or("a disk")?;
+            Command::NodeReset { rid: rid(from)?, disk: DiskId([disk.parse()?; 16]) }
+        }
+        ("health", [from, health]) => {
+            let health = match *health {
+                "up" => Health::Up,
+                "suspect" => Health::Suspect,
+                _ => Health::Down,
+            };
+            Command::SetHealth { rid: rid(from)?, health }
+        }
+        _ => return wish(script, name, words, line),
+    }))
+}
+
+/// What operators ask for.
+fn wish(script: &Script, name: &str, words: &[&str], line: &Line) -> Answer<Option<Command>> {
+    let mut args = line.consume_args();
+    let flag = |name: &str| words.contains(&name);
+    let repartition = !flag("keep_partitions");
+    let how = Detach { if_attached: flag("if_attached"), force: flag("force"), repartition };
+    Ok(Some(match (name, words) {
+        ("attach", [node, table, ..]) => Command::AttachDataNode {
+            node: (*node).to_owned(),
+            table: script.table(table)?,
+            if_not_attached: flag("if_not_attached"),
+            repartition,
+        },
+        ("detach", [node, ..]) => {
+            let table = args.take_key("table").map(|name| script.table(name)).transpose()?;
+            Command::DetachDataNode { node: (*node).to_owned(), table, how }
+        }
+        ("delete", [node, ..]) => {
+            let if_exists = flag("if_exists");
+            Command::DeleteDataNode { node: (*node).to_owned(), if_exists, how }
+        }
+        ("drain", [node]) => Command::SetDraining { node: (*node).to_owned(), draining: true },
+        ("undrain", [node]) => Command::SetDraining { node: (*node).to_owned(), draining: false },
+        ("alter", [node]) => Command::AlterDataNode {
+            node: (*node).to_owned(),
+            rpc: args.take_key("rpc").map(str::to_owned),
+            available: args.take_key("available").map(|word| word == "yes"),
+        },
+        ("factor", [table, factor]) => {
+            Command::SetReplicationFactor { table: script.table(table)?, factor: factor.parse()? }
+        }
+        ("min_in_sync", [table, replicas]) => {
+            Command::SetMinInSync { table: script.table(table)?, replicas: replicas.parse()? }
+        }
+        ("compression", [table]) => {
+            let segment_by = args.take_key("segment_by").map(str::to_owned);
+            let order_by = args.take_key("order_by").map(str::to_owned);
+            let order = |column| OrderBy { column, descending: true, nulls_first: false };
+            let compression = args.take_key("off").is_none().then(|| Compression {
+                segment_by: segment_by.into_iter().collect(),
+                order_by: order_by.into_iter().map(order).collect(),
+                chunk_interval: None,
+            });
+            Command::SetCompression { table: script.table(table)?, compression }
+        }
+        ("compressed", [text, before, after]) => {
+            let held = script.held(text, None)?;
+            let bytes = Some((before.parse()?, after.parse()?));
+            Command::SetChunkCompressed { chunk: held.chunk, bytes, csn: held.csn }
+        }
+        ("decompressed", [text]) => {
+            Command::SetChunkCompressed { chunk: chunk(text)?, bytes: None, csn: Csn(0) }
+        }
+        _ => return order(name, words, line),
+    }))
+}
+
+/// Orders, clocks and access nodes.
+fn order(name: &str, words: &[&str], line: &Line) -> Answer<Option<Command>> {
+    let mut args = line.consume_args();
+    Ok(Some(match (name, words) {
+        ("order", [operation, text, target]) => Command::OrderCopy(Order {
+            operation: (*operation).to_owned(),
+            chunk: chunk(text)?,
+            target: listed(target, |text| Ok(rid(text)?.node))?.remove(0),
+            source: args.take_key("from").map(rid).transpose()?.map(|rid| rid.node),
+            at_ms: 0,
+        }),
+        ("cancel", [operation]) => Command::CancelOrder { operation: (*operation).to_owned() },
+        ("rebalancing", [enabled]) => Command::SetRebalancing(Rebalancing {
+            enabled: *enabled == "on",
+            ..Rebalancing::default()
+        }),
+        ("retire", [access]) => {
+            Command::RemoveAccess { id: hypertide_proto::ids::AccessId(id(access, "a")?) }
+        }
+        ("told", [access, at_ms]) => Command::AdvanceTime {
+            access: hypertide_proto::ids::AccessId(id(access, "a")?),
+            at_ms: at_ms.parse()?,
+        },
+        _ => return Ok(None),
+    }))
+}
+
+/// Each kind of row has a key of its own, so that a later kind cannot take the place of an earlier.
+#[test]
+fn row_keys_are_pinned() {
+    // Catalogs on disk hold these: a changed one needs a new format.
+    let key = RowKey::Order(ChunkId(1), hypertide_proto::ids::NodeId(2)).to_bytes();
+    assert_eq!(key, [10, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2]);
+}

@@ -1,0 +1,156 @@
+//! Whether a data node that comes still has the disk that the catalog counts on.
+//!
+//! A node says which disk it has and what of every chunk is durable there. Its disk is another one, or was turned back to
+//! an earlier state, when it misses anything that it reported durable before. Then it gets a new incarnation, before it
+//! may acknowledge or serve anything: what the old one promised is gone.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use hypertide_proto::{
+    error::{Code, RpcError},
+    ids::{ChunkId, DiskId, Rid},
+    wire::meta::RegisterRequest,
+};
+
+use crate::{
+    catalog::{Catalog, Command, DataNode, Outcome},
+    fleet::seen_chunk,
+    node::{CatalogWriter, MetaNode},
+    reconcile::plan::SeenChunk,
+};
+
+/// How long an access node must have listened before it takes silence for absence.
+const LISTENED_MIN: Duration = Duration::from_secs(3);
+
+/// The rid to register a node with: its own, or the one that its disk is given because the old one is not there any more.
+pub(crate) async fn admit(
+    node: &MetaNode,
+    (rid, disk): (Option<Rid>, DiskId),
+    request: &RegisterRequest,
+    deadline: Instant,
+) -> Result<Option<Rid>, RpcError> {
+    let image = node.barrier(deadline).await?;
+    let Some(known) = claimed(&image.catalog, rid, &request.name) else { return Ok(rid) };
+    let rid_known = known.rid;
+    let held: BTreeMap<ChunkId, SeenChunk> =
+        request.progress.iter().map(|at| (ChunkId(at.chunk), seen_chunk(at))).collect();
+    let why = match rid {
+        // The answer to its first registration was lost.
+        None if known.disk == disk => return Ok(None),
+        None => "its disk is new",
+        Some(rid) if rid != rid_known => "its disk was replaced before",
+        Some(_) if known.disk != disk => "its disk is another one",
+        Some(rid) => match missing(&image.catalog, rid, &held) {
+            None => return Ok(Some(rid)),
+            Some(_) => "its disk was turned back",
+        },
+    };
+    // Two processes under one name would take the replicas from each other.
+    let other_disk = known.disk != disk || rid != Some(rid_known);
+    if other_disk && (node.fleet().hears(rid_known) || node.age() < LISTENED_MIN) {
+        let name = &known.name;
+        let message = format_args!("data node \"{name}\" ({rid_known}) was heard of a moment ago");
+        return Err(RpcError::new(Code::Unavailable, message));
+    }
+    let reset = Command::NodeReset { rid: rid_known, disk };
+    let (index, answer) = node.propose(reset, deadline).await?;
+    node.applied(index, deadline).await?;
+    match answer {
+        Ok(Outcome::Data(data)) => {
+            let (name, new) = (&data.name, data.rid);
+            tracing::warn!("data node {name} is {new} now, {rid_known} before: {why}");
+            Ok(Some(new))
+        }
+        other => Err(RpcError::new(Code::Unavailable, format_args!("not reset: {other:?}"))),
+    }
+}
+
+/// The node that a newcomer says to be: by its rid, or by its name.
+fn claimed<'a>(catalog: &'a Catalog, rid: Option<Rid>, name: &str) -> Option<&'a DataNode> {
+    match rid {
+        Some(rid) => catalog.data_node(rid.node),
+        None => catalog.data_node_named(name),
+    }
+}
+
+/// A chunk of which the disk misses a commit that it reported durable, or has another history.
+fn missing(catalog: &Catalog, rid: Rid, held: &BTreeMap<ChunkId, SeenChunk>) -> Option<ChunkId> {
+    let lost = |chunk: &&crate::catalog::Chunk| {
+        let reported = catalog.applied(chunk.id, rid).unwrap_or_default();
+        let at = held.get(&chunk.id).copied().unwrap_or_default();
+        let differs = at.csn == chunk.last_csn && at.chain != chunk.chain;
+        chunk.has_member(rid) && (at.csn < reported || differs)
+    };
+    catalog.chunks().find(lost).map(|chunk| chunk.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use hypertide_proto::ids::{AccessId, Boot, Csn, Epoch, TableId, TxnId};
+
+    use super::*;
+    use crate::catalog::{Changes, CommitPart, CommitRecord};
+
+    /// A reference table with a chunk on one node, and two commits that the node reported.
+    fn reported() -> (Catalog, Rid) {
+        let at = || "host:1".to_owned();
+        let disk = DiskId([1; 16]);
+        let id = AccessId(1);
+        let mut catalog = Catalog::default();
+        let mut commands = vec![
+            Command::RegisterAccess { id, rpc: at(), pg: at(), flight: at(), http: at() },
+            Command::RegisterData { rid: None, name: String::new(), disk, rpc: at(), http: at() },
+            Command::CreateTable {
+                schema: "public".to_owned(),
+                name: "t".to_owned(),
+                owner: "ann".to_owned(),
+                columns: hypertide_proto::schema::TableSchema::default(),
+                if_not_exists: false,
+            },
+            Command::EnsureChunks { table: TableId(1), points: vec![Vec::new()] },
+        ];
+        let rid = Rid {
+            node: hypertide_proto::ids::NodeId(1),
+            incarnation: hypertide_proto::ids::Incarnation(1),
+        };
+        for seq in 1..3 {
+            let part = CommitPart {
+                chunk: ChunkId(1),
+                epoch: Epoch(0),
+                acks: vec![rid],
+                hash: 5,
+                rows: 1,
+                table_version: 1,
+                keyed: false,
+            };
+            let txn = TxnId { access: id, boot: Boot(1), seq };
+            commands.push(Command::Commit(CommitRecord { txn, write: None, parts: vec![part] }));
+        }
+        commands.push(Command::Progress { rid, applied: vec![(ChunkId(1), Csn(6))] });
+        for (csn, command) in (1..).zip(&commands) {
+            let csn = Csn(csn);
+            catalog.apply(command, csn, 1, &mut Changes::default()).expect("it applies");
+        }
+        (catalog, rid)
+    }
+
+    #[test]
+    fn a_disk_that_was_turned_back_is_told_by_what_it_reported() {
+        let (catalog, rid) = reported();
+        let chunk = catalog.chunk(ChunkId(1)).expect("made").clone();
+        let holds = |csn: u64, chain: u128| {
+            let at = SeenChunk { csn: Csn(csn), chain, bytes: 0 };
+            missing(&catalog, rid, &BTreeMap::from([(chunk.id, at)]))
+        };
+        assert_eq!(holds(6, chunk.chain), None);
+        assert_eq!(holds(5, 77), Some(chunk.id), "behind what it reported");
+        assert_eq!(holds(6, 77), Some(chunk.id), "another history");
+        assert_eq!(missing(&catalog, rid, &BTreeMap::new()), Some(chunk.id), "the chunk is gone");
+        assert_eq!(claimed(&catalog, None, "d1").map(|node| node.rid), Some(rid));
+        assert_eq!(claimed(&catalog, None, "d2"), None);
+        assert_eq!(claimed(&catalog, Some(rid), "").map(|node| node.rid), Some(rid));
+    }
+}

@@ -1,0 +1,243 @@
+//! Data nodes: what is on their disks, and how they take part.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hypertide_meta::catalog::{Command, Outcome};
+use hypertide_proto::{
+    decision::{Fate, chain_after},
+    ids::{ChunkId, Csn, Rid, TxnId},
+};
+
+use crate::cluster::{ACCESS, At, Cluster, Event};
+
+const HEARTBEAT_MS: u64 = 500;
+const RESOLVE_MS: u64 = 1_000;
+/// A batch that waits for this long makes an access node end its transaction.
+const OPEN_MAX_MS: u64 = 30_000;
+/// A chunk that was copied is not dropped for so long: the catalog may be about to list the replica.
+const KEPT_MS: u64 = 30_000;
+
+/// A committed batch on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Committed {
+    pub(crate) csn: Csn,
+    pub(crate) txn: TxnId,
+    pub(crate) chain: u128,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Data {
+    node: usize,
+    pub(crate) disk: u8,
+    pub(crate) up: bool,
+    pub(crate) paused: bool,
+    pub(crate) slow_until: u64,
+    /// As the disk remembers it.
+    pub(crate) rid: Option<Rid>,
+    /// Whether it has registered since it started.
+    pub(crate) serves: bool,
+    /// Batches that wait for their decision, with their hash and when they came.
+    pub(crate) pending: BTreeMap<(TxnId, ChunkId), (u128, u64)>,
+    pub(crate) replicas: BTreeMap<ChunkId, Vec<Committed>>,
+    pub(crate) copied: BTreeMap<ChunkId, u64>,
+}
+
+impl Data {
+    pub(crate) fn new(node: usize) -> Self {
+        Self {
+            node,
+            disk: 1,
+            up: true,
+            paused: false,
+            slow_until: 0,
+            rid: None,
+            serves: false,
+            pending: BTreeMap::new(),
+            replicas: BTreeMap::new(),
+            copied: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        (self.up, self.serves) = (false, false);
+    }
+
+    pub(crate) fn wipe(&mut self) {
+        let disk = self.disk + 1;
+        *self = Self { disk, ..Self::new(self.node) };
+        self.stop();
+    }
+
+    fn put_aside(&mut self) {
+        self.pending.clear();
+        self.replicas.clear();
+        self.copied.clear();
+    }
+
+    /// Where its replica of a chunk ends.
+    pub(crate) fn point(&self, chunk: ChunkId) -> (Csn, u128) {
+        let last = self.replicas.get(&chunk).and_then(|replica| replica.last());
+        last.map_or((Csn(0), 0), |last| (last.csn, last.chain))
+    }
+
+    /// Whether every commit of the chunk is on the disk, as committed or as pending.
+    pub(crate) fn holds_all(&self, chunk: ChunkId, commits: &[(TxnId, Csn)]) -> bool {
+        let replica = self.replicas.get(&chunk).map_or(&[][..], Vec::as_slice);
+        let place = |csn: &Csn| replica.binary_search_by_key(csn, |committed| committed.csn);
+        commits
+            .iter()
+            .all(|(txn, csn)| place(csn).is_ok() || self.pending.contains_key(&(*txn, chunk)))
+    }
+
+    /// Makes a pending batch the next commit, if the one before is there.
+    fn commit(&mut self, txn: TxnId, chunk: ChunkId, prev: Csn, csn: Csn) {
+        let (last, chain) = self.point(chunk);
+        if last >= csn {
+            // A copy brought it.
+            self.pending.remove(&(txn, chunk));
+        } else if last == prev
+            && let Some((hash, _)) = self.pending.remove(&(txn, chunk))
+        {
+            let chain = chain_after(chain, csn, hash);
+            self.replicas.entry(chunk).or_default().push(Committed { csn, txn, chain });
+        }
+    }
+}
+
+impl Cluster {
+    fn reachable_access(&self, node: usize) -> Option<usize> {
+        (0..ACCESS).find(|access| self.connected(At::Access(*access), At::Data(node)))
+    }
+
+    /// Registers a data node, with a new incarnation when its disk is not the one that is known.
+    pub(crate) fn register(&mut self, node: usize) {
+        if !self.data[node].up || self.data[node].serves {
+            return;
+        }
+        let Some(rid) = self.enter(node) else {
+            return self.after(300, Event::Register(node));
+        };
+        let data = &mut self.data[node];
+        if data.rid != Some(rid) {
+            data.put_aside();
+        }
+        (data.rid, data.serves) = (Some(rid), true);
+    }
+
+    fn enter(&mut self, node: usize) -> Option<Rid> {
+        let access = self.reachable_access(node)?;
+        let (name, disk) = (format!("d{}", node + 1), Self::disk_id(node, self.data[node].disk));
+        let mut rid = self.data[node].rid;
+        let known = self.catalog.data_node_named(&name).cloned();
+        if let Some(known) = known.filter(|known| known.disk != disk) {
+            let reset = Command::NodeReset { rid: known.rid, disk };
+            let Ok(Ok(Outcome::Data(data))) = self.propose(access, &reset) else { return None };
+            rid = Some(data.rid);
+        }
+        let (rpc, http) = (name.clone(), String::new());
+        let command = Command::RegisterData { rid, name, disk, rpc, http };
+        match self.propose(access, &command) {
+            Ok(Ok(Outcome::Data(data))) => Some(data.rid),
+            _ => None,
+        }
+    }
+
+    /// Tells every access node that it lives and what it holds, and drops what the catalog does not list.
+    pub(crate) fn heartbeat(&mut self, node: usize) {
+        self.after(HEARTBEAT_MS, Event::Heartbeat(node));
+        let data = &self.data[node];
+        if !data.up || data.paused || !data.serves {
+            return;
+        }
+        for access in 0..ACCESS {
+            if self.connected(At::Access(access), At::Data(node)) {
+                self.hear(access, node);
+            }
+        }
+        // The answers come from a catalog as of a barrier.
+        let barrier = (0..ACCESS).any(|access| {
+            self.connected(At::Access(access), At::Data(node)) && self.leader == Some(access)
+        });
+        if barrier {
+            self.drop_strange(node);
+        }
+    }
+
+    fn drop_strange(&mut self, node: usize) {
+        let (now, data) = (self.now, &self.data[node]);
+        let rid = data.rid.expect("it serves");
+        let listed = |id: &ChunkId| {
+            self.catalog.chunk(*id).is_some_and(|chunk| {
+                let left = chunk.left.iter().any(|(left, _)| *left == rid);
+                left || chunk.members().any(|member| member == rid)
+            })
+        };
+        let busy = |id: &ChunkId| {
+            let lately = data.copied.get(id).is_some_and(|at| now < at + KEPT_MS);
+            let open = |txn: TxnId| self.catalog.fate(txn).is_none();
+            lately || data.pending.keys().any(|(txn, chunk)| chunk == id && open(*txn))
+        };
+        let held = data.replicas.keys().chain(data.pending.keys().map(|(_, chunk)| chunk));
+        let strange: BTreeSet<ChunkId> =
+            held.filter(|id| !listed(id) && !busy(id)).copied().collect();
+        for chunk in strange {
+            self.say(|| format!("{rid} drops {chunk}"));
+            self.data[node].replicas.remove(&chunk);
+            // Decided ones of a replica that nobody counts on: they may have been waiting for a commit before them.
+            self.data[node].pending.retain(|(_, of), _| *of != chunk);
+        }
+    }
+
+    /// Asks what became of pending batches.
+    pub(crate) fn resolve(&mut self, node: usize) {
+        self.after(RESOLVE_MS, Event::Resolve(node));
+        let data = &self.data[node];
+        let asks = data.up && !data.paused && data.serves && !data.pending.is_empty();
+        let leader = self
+            .leader
+            .filter(|leader| asks && self.connected(At::Access(*leader), At::Data(node)));
+        let Some(leader) = leader else { return };
+        let pending: Vec<(TxnId, ChunkId, u64)> =
+            data.pending.iter().map(|((txn, chunk), (_, at))| (*txn, *chunk, *at)).collect();
+        let mut commits = Vec::new();
+        for (txn, chunk, at) in pending {
+            let mut fate = self.catalog.fate(txn);
+            if fate.is_none() && self.now > at + OPEN_MAX_MS {
+                let _ = self.propose(leader, &Command::Abort { txn });
+                fate = self.catalog.fate(txn);
+            }
+            match fate.map(|decision| decision.fate) {
+                Some(Fate::Committed { csn, links }) => {
+                    let link = links.iter().find(|link| link.chunk == chunk);
+                    match link {
+                        Some(link) => commits.push((csn, txn, chunk, link.prev)),
+                        // It was committed in another chunk, after this one was closed.
+                        None => self.forget(node, txn, chunk),
+                    }
+                }
+                Some(Fate::Aborted) => self.forget(node, txn, chunk),
+                None => {}
+            }
+        }
+        commits.sort_unstable();
+        for (csn, txn, chunk, prev) in commits {
+            self.data[node].commit(txn, chunk, prev, csn);
+        }
+        self.report_progress(node, leader);
+    }
+
+    fn forget(&mut self, node: usize, txn: TxnId, chunk: ChunkId) {
+        self.data[node].pending.remove(&(txn, chunk));
+    }
+
+    fn report_progress(&mut self, node: usize, leader: usize) {
+        let data = &self.data[node];
+        let Some(rid) = data.rid else { return };
+        let applied = data.replicas.keys().map(|chunk| (*chunk, data.point(*chunk).0)).collect();
+        let _ = self.propose(leader, &Command::Progress { rid, applied });
+    }
+
+    pub(crate) fn node_of(rid: Rid) -> usize {
+        rid.node.0 as usize - 1
+    }
+}
