@@ -10,6 +10,9 @@
 //!   forward, without a gap, and what it says is durable.
 //! - `flushed <= applied`: only applied commits go into segments, so that one number tells which are there.
 //! - A commit at or before `applied` is never taken in again, however late a repeated prepare comes.
+//! - A part that was acknowledged and lost keeps its transaction pending until its fate is known: the acknowledgement
+//!   may count until then, so that the replica must not pass for whole. If it was committed, the journal keeps the part
+//!   and the decision until the commit came from another replica: every start finds the chunk damaged until then.
 //! - The chain is the same on every replica that applied the same commits.
 
 use std::{
@@ -26,9 +29,10 @@ use hypertide_proto::{
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{
-    ChunkReport, ChunkSpec,
+    ChunkReport, ChunkSpec, ChunkState, Tombstone,
     store::memory::Charge,
-    tables::{PartKey, Point},
+    tables::{CommitRow, Compressed, PartKey, Point},
+    tombstone::Delete,
 };
 
 /// The hash of a transaction's rows for one chunk: xxh3-128 over the big-endian hashes of its parts in order of number.
@@ -45,6 +49,8 @@ pub(crate) struct Rows {
     pub(crate) key: PartKey,
     pub(crate) hash: u128,
     pub(crate) batches: Vec<RecordBatch>,
+    /// A delete instead of rows.
+    pub(crate) tombstone: Option<Tombstone>,
     /// Held as long as the rows are in memory.
     pub(crate) charge: Charge,
 }
@@ -82,6 +88,15 @@ pub(crate) struct Stored {
     pub(crate) flushed: Point,
     pub(crate) segments: u64,
     pub(crate) bytes: u64,
+    /// Rows that deletes took out of the segments.
+    pub(crate) removed: u64,
+    /// Snapshots before it cannot be read any more.
+    pub(crate) horizon: Csn,
+    /// The last commit that deleted.
+    pub(crate) deleted: Csn,
+    /// Deletes that its segments still hold rows of.
+    pub(crate) deletes: u64,
+    pub(crate) compressed: Option<Compressed>,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +105,8 @@ struct Replica {
     stored: Stored,
     applied: Point,
     commits: BTreeMap<Csn, Commit>,
+    /// When the last delete came in this run.
+    deleted_at: Option<Instant>,
     /// Why the whole replica cannot be used.
     damaged: Option<String>,
     /// A scan met wrong bytes; what else there is may still be read.
@@ -142,10 +159,40 @@ pub(crate) struct FlushPlan {
     pub(crate) to: Point,
 }
 
+/// How a replica stands.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    /// Known after a part came, or from the file of the chunk.
+    pub(crate) spec: Option<ChunkSpec>,
+    pub(crate) stored: Stored,
+    pub(crate) applied: Point,
+    /// Applied commits that are not in a segment.
+    pub(crate) recent: Vec<Commit>,
+    /// Some of its bytes are wrong.
+    pub(crate) damaged: bool,
+    /// A part of an open transaction was acknowledged and is lost.
+    pub(crate) lost: bool,
+}
+
+/// What came from another replica and is in the chunk's file now.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) spec: ChunkSpec,
+    pub(crate) stored: Stored,
+    /// All that the file held before is gone.
+    pub(crate) whole: bool,
+    /// Transactions whose commits came.
+    pub(crate) txns: BTreeSet<TxnId>,
+    pub(crate) at: Instant,
+}
+
 /// What a scan sees in memory.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct View {
-    pub(crate) recent: Vec<Arc<Rows>>,
+    /// Rows with the commit that brought them; the last of all for those that are pending.
+    pub(crate) recent: Vec<(Csn, Arc<Rows>)>,
+    /// Deletes among them.
+    pub(crate) deletes: Vec<Tombstone>,
     pub(crate) stored: Stored,
 }
 
@@ -154,6 +201,10 @@ pub(crate) struct View {
 pub(crate) struct Replicas {
     chunks: BTreeMap<ChunkId, Replica>,
     pending: BTreeMap<TxnId, Pending>,
+    /// Parts in the journal that have wrong bytes, of transactions whose fate is not known.
+    lost: BTreeMap<TxnId, BTreeSet<PartKey>>,
+    /// Parts of commits of which a part is lost: not here, and kept in the journal as evidence.
+    gone: BTreeMap<ChunkId, BTreeMap<PartKey, Csn>>,
     /// Chunks of committed transactions whose parts are still in the journal.
     journaled: BTreeMap<TxnId, BTreeSet<ChunkId>>,
 }
@@ -196,29 +247,52 @@ impl Replicas {
         pending.parts.insert((key.chunk, key.number), rows);
     }
 
+    /// Notes that a part in the journal has wrong bytes.
+    pub(crate) fn lose(&mut self, key: PartKey, what: &str) {
+        self.mark_damaged(key.chunk, what);
+        self.lost.entry(key.txn).or_default().insert(key);
+    }
+
     /// Takes in what the log decided. `durable` says that the decision is on disk already.
     pub(crate) fn decide(&mut self, decision: &Decision, durable: bool, now: Instant) -> Decided {
-        let Some(pending) = self.pending.remove(&decision.txn) else { return Decided::Unknown };
+        let pending = self.pending.remove(&decision.txn);
+        let lost = self.lost.remove(&decision.txn);
+        if pending.is_none() && lost.is_none() {
+            return Decided::Unknown;
+        }
+        let parts = pending.map(|pending| pending.parts).unwrap_or_default();
+        let lost = lost.unwrap_or_default();
         let Fate::Committed { csn, links } = &decision.fate else {
-            let removed = pending.parts.values().map(|rows| rows.key).collect();
+            let removed = lost.into_iter().chain(parts.values().map(|rows| rows.key)).collect();
             return Decided::Aborted { removed };
         };
-        let mut by_chunk: BTreeMap<ChunkId, Vec<Arc<Rows>>> = BTreeMap::new();
-        for ((chunk, _), rows) in pending.parts {
-            by_chunk.entry(chunk).or_default().push(rows);
+        let mut by_chunk: BTreeMap<ChunkId, (Vec<Arc<Rows>>, Vec<PartKey>)> = BTreeMap::new();
+        for ((chunk, _), rows) in parts {
+            by_chunk.entry(chunk).or_default().0.push(rows);
+        }
+        for key in lost {
+            by_chunk.entry(key.chunk).or_default().1.push(key);
         }
         let (mut removed, mut kept) = (Vec::new(), false);
-        for (chunk, parts) in by_chunk {
+        for (chunk, (parts, lost)) in by_chunk {
             let replica = self.chunks.entry(chunk).or_default();
+            let keys = parts.iter().map(|rows| rows.key).chain(lost.iter().copied());
             if *csn <= replica.applied.csn || replica.commits.contains_key(csn) {
-                removed.extend(parts.iter().map(|rows| rows.key));
+                removed.extend(keys);
                 continue;
             }
             kept = true;
+            self.journaled.entry(decision.txn).or_default().insert(chunk);
+            if !lost.is_empty() {
+                self.gone.entry(chunk).or_default().extend(keys.map(|key| (key, *csn)));
+                continue;
+            }
             let commit = Commit::new(decision.txn, (*csn, prev_of(links, chunk)), parts, now);
+            if commit.deletes().next().is_some() {
+                replica.deleted_at = Some(now);
+            }
             replica.commits.insert(*csn, Commit { durable, ..commit });
             replica.advance();
-            self.journaled.entry(decision.txn).or_default().insert(chunk);
         }
         Decided::Committed { removed, kept }
     }
@@ -243,7 +317,16 @@ impl Replicas {
             chunks.is_empty() || pending.parts.keys().any(|(chunk, _)| chunks.contains(chunk))
         };
         let found = self.pending.iter().filter(|(_, pending)| concerned(pending));
-        found.map(|(txn, pending)| (*txn, now.saturating_duration_since(pending.since))).collect()
+        let found =
+            found.map(|(txn, pending)| (*txn, now.saturating_duration_since(pending.since)));
+        let mut found: BTreeMap<TxnId, Duration> = found.collect();
+        for (txn, keys) in &self.lost {
+            if chunks.is_empty() || keys.iter().any(|key| chunks.contains(&key.chunk)) {
+                // It is from before the start, and as old as can be.
+                found.insert(*txn, Duration::MAX);
+            }
+        }
+        found.into_iter().collect()
     }
 
     /// Commits of the chunk that may go into a segment; `None` when there are none.
@@ -296,19 +379,67 @@ impl Replicas {
         self.release(chunk, gone.into_values())
     }
 
-    /// Notes that the chunk's segments were merged.
-    pub(crate) fn merged(&mut self, chunk: ChunkId, stored: Stored) {
+    /// Notes that the chunk's segments were written anew.
+    pub(crate) fn rewritten(&mut self, chunk: ChunkId, stored: Stored) {
         if let Some(replica) = self.chunks.get_mut(&chunk) {
-            assert_eq!(stored.flushed, replica.stored.flushed, "a merge changes no row");
+            assert_eq!(stored.flushed, replica.stored.flushed, "a rewrite takes in no commit");
             replica.stored = stored;
         }
     }
 
-    /// Forgets a chunk.
-    pub(crate) fn remove(&mut self, chunk: ChunkId) -> Released {
-        let gone = self.chunks.remove(&chunk).map(|replica| replica.commits).unwrap_or_default();
+    /// What the chunk's rows are, when a part of it came in this run.
+    pub(crate) fn spec(&self, chunk: ChunkId) -> Option<ChunkSpec> {
+        self.chunks.get(&chunk)?.spec.clone()
+    }
+
+    /// Takes over what a file turned out to hold when it was opened, unless it was flushed to since.
+    pub(crate) fn recount(&mut self, chunk: ChunkId, stored: Stored) {
+        let Some(replica) = self.chunks.get_mut(&chunk) else { return };
+        if stored.flushed == replica.stored.flushed {
+            replica.stored = stored;
+        } else if stored.flushed.csn > replica.applied.csn && replica.commits.is_empty() {
+            // The manifest was behind, and the journal has let go of what the file holds.
+            self.restore(chunk, stored);
+        }
+    }
+
+    /// How a replica stands; `None` when nothing of the chunk is here.
+    pub(crate) fn standing(&self, chunk: ChunkId) -> Option<Standing> {
+        let replica = self.chunks.get(&chunk)?;
+        let applied = replica.applied;
+        Some(Standing {
+            spec: replica.spec.clone(),
+            stored: replica.stored,
+            applied,
+            recent: replica.commits.range(..=applied.csn).map(|(_, c)| c.clone()).collect(),
+            damaged: replica.damaged.is_some() || replica.suspect.is_some(),
+            lost: self.lost.values().flatten().any(|key| key.chunk == chunk),
+        })
+    }
+
+    /// Takes in what came from another replica, and forgets here what it holds. Commits after it go on from there.
+    pub(crate) fn arrived(&mut self, chunk: ChunkId, arrival: Arrival) -> Released {
+        let Arrival { spec, stored, whole, txns, at } = arrival;
+        let replica = self.chunks.entry(chunk).or_default();
+        let before = replica.stored.flushed.csn;
+        assert!(before <= stored.flushed.csn, "what is in a file is not taken back");
+        replica.spec = Some(spec);
+        if stored.deletes > 0 && stored.deleted > replica.stored.deleted {
+            // How old they are is not known here: their rows stay as if they came now.
+            replica.deleted_at = Some(at);
+        }
+        replica.stored = stored;
+        replica.applied = stored.flushed;
+        if whole {
+            (replica.damaged, replica.suspect) = (None, None);
+        }
+        let later = replica.commits.split_off(&stored.flushed.csn.next());
+        let gone = std::mem::replace(&mut replica.commits, later);
+        replica.advance();
         let mut released = self.release(chunk, gone.into_values());
-        for pending in self.pending.values_mut() {
+        self.release_gone(chunk, stored.flushed.csn, &mut released);
+        for txn in txns {
+            let Some(pending) = self.pending.get_mut(&txn) else { continue };
             let parts = pending.parts.extract_if((chunk, 0)..=(chunk, u32::MAX), |_, _| true);
             released.parts.extend(parts.map(|(_, rows)| rows.key));
         }
@@ -316,31 +447,120 @@ impl Replicas {
         released
     }
 
+    /// Chunks of which anything is here.
+    pub(crate) fn chunks(&self) -> Vec<ChunkId> {
+        self.chunks.keys().copied().collect()
+    }
+
+    /// Forgets a chunk.
+    pub(crate) fn remove(&mut self, chunk: ChunkId) -> Released {
+        let gone = self.chunks.remove(&chunk).map(|replica| replica.commits).unwrap_or_default();
+        let mut released = self.release(chunk, gone.into_values());
+        self.release_gone(chunk, Csn(u64::MAX), &mut released);
+        for pending in self.pending.values_mut() {
+            let parts = pending.parts.extract_if((chunk, 0)..=(chunk, u32::MAX), |_, _| true);
+            released.parts.extend(parts.map(|(_, rows)| rows.key));
+        }
+        self.pending.retain(|_, pending| !pending.parts.is_empty());
+        for keys in self.lost.values_mut() {
+            let gone = keys.extract_if(.., |key| key.chunk == chunk);
+            released.parts.extend(gone);
+        }
+        self.lost.retain(|_, keys| !keys.is_empty());
+        released
+    }
+
     fn release(&mut self, chunk: ChunkId, commits: impl Iterator<Item = Commit>) -> Released {
         let mut released = Released::default();
         for commit in commits {
             released.parts.extend(commit.parts.iter().map(|rows| rows.key));
-            if let Some(chunks) = self.journaled.get_mut(&commit.txn) {
-                chunks.remove(&chunk);
-                if chunks.is_empty() {
-                    self.journaled.remove(&commit.txn);
-                    released.decisions.push(commit.txn);
-                }
-            }
+            self.release_decision(commit.txn, chunk, &mut released);
         }
         released
+    }
+
+    /// Lets go of the evidence of lost commits up to `to`.
+    fn release_gone(&mut self, chunk: ChunkId, to: Csn, released: &mut Released) {
+        let Some(mut gone) = self.gone.remove(&chunk) else { return };
+        let over: Vec<PartKey> = gone.extract_if(.., |_, csn| *csn <= to).map(|(k, _)| k).collect();
+        for key in over {
+            released.parts.push(key);
+            self.release_decision(key.txn, chunk, released);
+        }
+        if !gone.is_empty() {
+            self.gone.insert(chunk, gone);
+        }
+    }
+
+    fn release_decision(&mut self, txn: TxnId, chunk: ChunkId, released: &mut Released) {
+        if let Some(chunks) = self.journaled.get_mut(&txn) {
+            chunks.remove(&chunk);
+            if chunks.is_empty() {
+                self.journaled.remove(&txn);
+                released.decisions.push(txn);
+            }
+        }
     }
 
     /// What a scan sees: rows committed up to `snapshot`, and the pending ones of `own`.
     pub(crate) fn view(&self, chunk: ChunkId, snapshot: Csn, own: Option<TxnId>) -> View {
         let Some(replica) = self.chunks.get(&chunk) else { return View::default() };
-        let committed = replica.commits.range(..=snapshot).flat_map(|(_, commit)| &commit.parts);
+        let committed = replica.commits.range(..=snapshot);
+        let committed =
+            committed.flat_map(|(csn, commit)| commit.parts.iter().map(move |rows| (*csn, rows)));
         let own = own.and_then(|txn| self.pending.get(&txn)).into_iter();
         let own = own.flat_map(|pending| pending.parts.range((chunk, 0)..=(chunk, u32::MAX)));
-        View {
-            recent: committed.chain(own.map(|(_, rows)| rows)).map(Arc::clone).collect(),
-            stored: replica.stored,
+        let all = committed.chain(own.map(|(_, rows)| (Csn(u64::MAX), rows)));
+        let all: Vec<(Csn, Arc<Rows>)> = all.map(|(csn, rows)| (csn, Arc::clone(rows))).collect();
+        let deletes = all.iter().filter_map(|(_, rows)| rows.tombstone.clone()).collect();
+        View { recent: all, deletes, stored: replica.stored }
+    }
+
+    /// Why a delete that knows the chunk up to `snapshot` cannot be taken in: another one that it does not know.
+    ///
+    /// Of two deletes each of which does not know the other, every replica that has seen both refuses one. Rows that
+    /// came after the snapshot do not count: the delete does not touch them.
+    pub(crate) fn contention(&self, key: PartKey, snapshot: Csn) -> Option<String> {
+        let others = self.pending.iter().filter(|(txn, _)| **txn != key.txn);
+        for (txn, pending) in others {
+            let mut parts = pending.parts.range((key.chunk, 0)..=(key.chunk, u32::MAX));
+            if parts.any(|(_, rows)| rows.tombstone.is_some()) {
+                return Some(format!("{txn} is about to delete from it"));
+            }
         }
+        let replica = self.chunks.get(&key.chunk)?;
+        let mut recent = replica.commits.iter().rev();
+        let recent = recent.find(|(_, commit)| commit.deletes().next().is_some());
+        let last = recent.map_or(replica.stored.deleted, |(csn, _)| *csn);
+        (last > snapshot).then(|| format!("commit {last} deleted from it after {snapshot}"))
+    }
+
+    /// Deletes of a chunk that its rows still wait for.
+    pub(crate) fn delete_count(&self, chunk: ChunkId) -> u64 {
+        let Some(replica) = self.chunks.get(&chunk) else { return 0 };
+        let recent = replica.commits.values().flat_map(Commit::deletes).count() as u64;
+        replica.stored.deletes + recent
+    }
+
+    /// Whether all deletes of a chunk are older than `age`; those from before `opened` count from there.
+    pub(crate) fn deletes_aged(
+        &self,
+        chunk: ChunkId,
+        age: Duration,
+        (opened, now): (Instant, Instant),
+    ) -> bool {
+        let last = self.chunks.get(&chunk).and_then(|replica| replica.deleted_at);
+        now.saturating_duration_since(last.unwrap_or(opened)) >= age
+    }
+
+    /// Chunks whose segments hold rows of deletes that are old enough to take them out.
+    pub(crate) fn with_deletes(&self, age: Duration, times: (Instant, Instant)) -> Vec<ChunkId> {
+        let waiting = |(_, replica): &(&ChunkId, &Replica)| {
+            let whole = replica.damaged.is_none() && replica.suspect.is_none();
+            replica.stored.deletes > 0 && whole
+        };
+        let chunks = self.chunks.iter().filter(waiting).map(|(chunk, _)| *chunk);
+        chunks.filter(|chunk| self.deletes_aged(*chunk, age, times)).collect()
     }
 
     /// Marks a chunk's bytes as wrong; the first reason stays.
@@ -354,6 +574,12 @@ impl Replicas {
         if let Some(replica) = self.chunks.get_mut(&chunk) {
             replica.suspect.get_or_insert_with(|| what.to_owned());
         }
+    }
+
+    /// What is wrong with the chunk, though other parts of it may still be read.
+    pub(crate) fn wrong(&self, chunk: ChunkId) -> Option<&str> {
+        let replica = self.chunks.get(&chunk)?;
+        replica.damaged.as_deref().or(replica.suspect.as_deref())
     }
 
     /// Why the chunk cannot be used.
@@ -404,6 +630,12 @@ fn prev_of(links: &[ChunkLink], chunk: ChunkId) -> Option<Csn> {
 }
 
 impl Commit {
+    /// The deletes among its parts.
+    pub(crate) fn deletes(&self) -> impl Iterator<Item = Delete> {
+        let tombstones = self.parts.iter().filter_map(|rows| rows.tombstone.as_ref());
+        tombstones.map(|tombstone| Delete { csn: self.csn, tombstone: tombstone.clone() })
+    }
+
     fn new(txn: TxnId, at: (Csn, Option<Csn>), parts: Vec<Arc<Rows>>, since: Instant) -> Self {
         Self {
             csn: at.0,
@@ -416,6 +648,11 @@ impl Commit {
             durable: false,
             since,
         }
+    }
+
+    /// What is remembered of it when its rows are in a segment.
+    pub(crate) fn row(&self) -> CommitRow {
+        CommitRow { csn: self.csn, txn: self.txn, hash: self.hash, rows: self.rows }
     }
 }
 
@@ -444,9 +681,20 @@ impl Replica {
 
     fn report(&self, chunk: ChunkId) -> ChunkReport {
         let recent_rows: u64 = self.commits.values().map(|commit| commit.rows).sum();
+        let stored_rows = self.stored.flushed.rows - self.stored.removed;
+        let state = match self.stored.compressed {
+            None => ChunkState::Plain,
+            Some(compressed) if compressed.rows == stored_rows && recent_rows == 0 => {
+                ChunkState::Compressed
+            }
+            Some(_) => ChunkState::Partial,
+        };
         ChunkReport {
             chunk,
-            rows: self.stored.flushed.rows + recent_rows,
+            rows: stored_rows + recent_rows,
+            state,
+            before_bytes: self.stored.compressed.map_or(0, |compressed| compressed.before),
+            after_bytes: self.stored.compressed.map_or(0, |compressed| compressed.after),
             segment_bytes: self.stored.bytes,
             segments: self.stored.segments,
             recent_rows,
@@ -477,7 +725,8 @@ mod tests {
             time_column: None,
             order_columns: Vec::new(),
         };
-        let rows = Rows { key, hash, batches: Vec::new(), charge: Charge::default() };
+        let charge = Charge::default();
+        let rows = Rows { key, hash, batches: Vec::new(), tombstone: None, charge };
         replicas.prepare(spec, Arc::new(rows), Instant::now());
         key
     }
@@ -537,7 +786,7 @@ mod tests {
         assert_eq!(replicas.admit(key, 1), Admission::Known);
         assert_eq!(replicas.admit(key, 2), Admission::Conflict);
         let to = replicas.plan_flush(CHUNK).expect("there is a commit").to;
-        let stored = Stored { flushed: to, segments: 1, bytes: 1 };
+        let stored = Stored { flushed: to, segments: 1, bytes: 1, ..Stored::default() };
         let released = replicas.flushed(CHUNK, stored);
         assert_eq!(released, Released { parts: vec![key], decisions: vec![txn(1)] });
         // The same part once more: pending, until the log is asked.
@@ -571,6 +820,58 @@ mod tests {
         assert_eq!(decided, Decided::Aborted { removed: vec![key] });
         assert_eq!(replicas.decide(&decision, false, Instant::now()), Decided::Unknown);
         assert!(replicas.view(CHUNK, Csn(0), Some(txn(1))).recent.is_empty());
+    }
+
+    #[test]
+    fn a_lost_part_keeps_its_transaction_open_until_it_is_decided() {
+        let mut replicas = Replicas::default();
+        let kept = prepare(&mut replicas, 1, 1);
+        let lost = PartKey { number: 1, ..kept };
+        replicas.lose(lost, "wrong bytes");
+        replicas.lose(PartKey { txn: txn(2), ..lost }, "wrong bytes");
+        let pending = |replicas: &Replicas, chunk| {
+            let pending = replicas.pending(&[chunk], Instant::now());
+            pending.into_iter().map(|(txn, _)| txn.seq).collect::<Vec<_>>()
+        };
+        assert_eq!(pending(&replicas, CHUNK), [1, 2]);
+        assert!(pending(&replicas, ChunkId(8)).is_empty());
+        assert!(replicas.standing(CHUNK).is_some_and(|standing| standing.lost));
+        let aborted = Decision { txn: txn(2), fate: Fate::Aborted };
+        let decided = replicas.decide(&aborted, false, Instant::now());
+        let removed = vec![PartKey { txn: txn(2), ..lost }];
+        assert_eq!(decided, Decided::Aborted { removed });
+        // A commit without one of its parts is none: it stays evidence until it comes from another replica.
+        let decided = replicas.decide(&commit(1, 10, 0), true, Instant::now());
+        assert_eq!(decided, Decided::Committed { removed: vec![], kept: true });
+        assert_eq!(applied(&replicas).0, 0);
+        assert!(replicas.view(CHUNK, Csn(99), None).recent.is_empty());
+        assert!(replicas.standing(CHUNK).is_some_and(|standing| !standing.lost));
+        assert_eq!(replicas.check(), Ok(()));
+        let spec = ChunkSpec {
+            chunk: CHUNK,
+            table: TableId(1),
+            time_column: None,
+            order_columns: Vec::new(),
+        };
+        let arrival = |csn| {
+            let flushed = Point { csn: Csn(csn), chain: 1, rows: 1 };
+            let stored = Stored { flushed, segments: 1, bytes: 1, ..Stored::default() };
+            Arrival {
+                spec: spec.clone(),
+                stored,
+                whole: true,
+                txns: BTreeSet::new(),
+                at: Instant::now(),
+            }
+        };
+        assert_eq!(replicas.arrived(CHUNK, arrival(5)), Released::default());
+        let expected = Released { parts: vec![kept, lost], decisions: vec![txn(1)] };
+        assert_eq!(replicas.arrived(CHUNK, arrival(10)), expected);
+        assert!(replicas.damaged().is_empty());
+        replicas.lose(PartKey { txn: txn(3), ..lost }, "wrong bytes");
+        let released = replicas.remove(CHUNK);
+        assert_eq!(released.parts, [PartKey { txn: txn(3), ..lost }]);
+        assert!(pending(&replicas, CHUNK).is_empty());
     }
 
     #[test]

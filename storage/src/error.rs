@@ -2,7 +2,7 @@
 
 use hypertide_proto::{
     error::{Code, RpcError},
-    ids::{ChunkId, TxnId},
+    ids::{ChunkId, Csn, TxnId},
 };
 
 /// What can go wrong.
@@ -37,7 +37,25 @@ pub enum Error {
         /// The part.
         number: u32,
     },
-    /// As much is in memory as may be.
+    /// Another transaction deleted from the chunk, or is about to, that this one does not know of.
+    #[error("chunk {chunk}: {what}")]
+    Contended {
+        /// The chunk.
+        chunk: ChunkId,
+        /// What the other one did.
+        what: String,
+    },
+    /// Rows that the snapshot would see were deleted, and are gone.
+    #[error("chunk {chunk} can be read from commit {horizon} on, not at {snapshot}")]
+    SnapshotTooOld {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The first snapshot that can be read.
+        horizon: Csn,
+        /// The one asked for.
+        snapshot: Csn,
+    },
+    /// As much is in memory as may be, there is no file handle, or another does the same now. It passes.
     #[error("{0}")]
     Overloaded(String),
     /// The disk is full.
@@ -60,6 +78,8 @@ impl From<Error> for RpcError {
             Error::Disk { .. } => Code::Internal,
             Error::Damaged { .. } => Code::Damaged,
             Error::Invalid(_) | Error::Conflict { .. } => Code::Invalid,
+            Error::Contended { .. } => Code::Stale,
+            Error::SnapshotTooOld { .. } => Code::SnapshotTooOld,
             Error::Overloaded(_) => Code::Overloaded,
             Error::DiskFull(_) => Code::DiskFull,
             Error::Identity(_) => Code::WrongNode,

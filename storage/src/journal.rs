@@ -20,14 +20,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use hypertide_proto::ids::{ChunkId, DiskId, TxnId};
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableError};
+use hypertide_proto::ids::{DiskId, TxnId};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
+    TableError,
+};
 use tokio::sync::oneshot;
 
 use crate::{
     Error,
     store::{
         disk::{Disk, OpenError, OpenOptionsRedb, contain, failed, open_database, sync_dir},
+        held::Held,
         poison::Poison,
     },
     tables::{self, DecisionRow, PartHeader, PartKey},
@@ -69,8 +73,8 @@ impl Change {
 pub(crate) struct Recovered {
     pub(crate) parts: Vec<(PartKey, PartHeader, Bytes)>,
     pub(crate) decisions: Vec<(TxnId, DecisionRow)>,
-    /// Chunks of which a part has wrong bytes, and what is wrong.
-    pub(crate) damaged: Vec<(ChunkId, String)>,
+    /// Parts that have wrong bytes, and what is wrong.
+    pub(crate) damaged: Vec<(PartKey, String)>,
 }
 
 #[derive(Debug)]
@@ -111,39 +115,42 @@ pub(crate) struct Journal {
 /// A journal that was opened and read, whose writer does not run yet.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    database: Database,
+    database: Held,
     pub(crate) recovered: Recovered,
 }
 
 impl Opened {
     /// Opens the journal of `disk_id` in `dir` and reads all of it.
     ///
-    /// Only a directory that does not count yet (see [`OpenJournal::settled`]) may lack one.
+    /// Only a directory that is not `settled`, which was never made completely, may lack one.
     pub(crate) fn read(
         disk: &dyn Disk,
         dir: &Path,
         disk_id: DiskId,
-        how: OpenJournal,
+        settled: bool,
     ) -> Result<Self, Error> {
         let path = dir.join(NAME);
-        let options = OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify: how.verify };
         let shown = path.display();
         let lost = |why: &str| {
             Error::Identity(format!("{shown} is not the journal of this data directory: {why}"))
         };
-        if !path.exists() && !how.settled {
+        let size = disk.size(&path).map_err(failed(format_args!("look for {shown}")))?;
+        if size.is_none() && !settled {
             let database = make(disk, dir, disk_id)?;
             return Ok(Self { database, recovered: Recovered::default() });
         }
-        if std::fs::metadata(&path).map_or(0, |meta| meta.len()) == 0 {
+        if size.unwrap_or(0) == 0 {
             return Err(lost("the file is missing or empty"));
         }
-        let database =
-            open_database(disk, &path, options).map_err(|error| refusal(&path, error))?;
+        let (database, wrong) = open_verified(disk, &path)?;
         let read = contain(|| read_all(&database, disk_id));
         let read = read.map_err(|what| refusal(&path, OpenError::Damaged(what)))?;
         let recovered = read.map_err(failed(format_args!("read {shown}")))?;
         let recovered = recovered.ok_or_else(|| lost("it carries another disk's id"))?;
+        if let Some(wrong) = wrong.filter(|_| recovered.damaged.is_empty()) {
+            // No row is wrong, so that it is unknown which rows are missing.
+            return Err(refusal(&path, OpenError::Damaged(wrong)));
+        }
         Ok(Self { database, recovered })
     }
 
@@ -163,15 +170,6 @@ impl Opened {
         })?;
         Ok(Journal { shared, writer: Mutex::new(Some(thread)) })
     }
-}
-
-/// How a journal is opened.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct OpenJournal {
-    /// The directory was made completely before, so that its journal must be there.
-    pub(crate) settled: bool,
-    /// All checksums are to be verified first.
-    pub(crate) verify: bool,
 }
 
 impl Journal {
@@ -215,7 +213,7 @@ impl Journal {
 
 struct Writer {
     shared: Arc<Shared>,
-    database: Database,
+    database: Held,
 }
 
 impl Writer {
@@ -307,12 +305,26 @@ fn write(database: &Database, group: &[Entry]) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Makes the journal of a disk. It gets its name when it is whole.
-fn make(disk: &dyn Disk, dir: &Path, disk_id: DiskId) -> Result<Database, Error> {
-    let (path, new) = (dir.join(NAME), dir.join(NAME_NEW));
-    if new.exists() {
-        std::fs::remove_file(&new).map_err(failed("remove an unfinished journal"))?;
+/// Opens a journal with all its checksums verified, as it will be read whole anyway. Where they are wrong it is opened
+/// nevertheless, together with what is wrong: its rows carry checksums of their own, and tell which chunks are hit.
+fn open_verified(disk: &dyn Disk, path: &Path) -> Result<(Held, Option<String>), Error> {
+    let open =
+        |verify| open_database(disk, path, OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify });
+    match open(true) {
+        Ok(database) => Ok((database, None)),
+        Err(OpenError::Damaged(what)) => {
+            tracing::error!("{}: {what}", path.display());
+            let database = open(false).map_err(|error| refusal(path, error))?;
+            Ok((database, Some(what)))
+        }
+        Err(error) => Err(refusal(path, error)),
     }
+}
+
+/// Makes the journal of a disk. It gets its name when it is whole.
+fn make(disk: &dyn Disk, dir: &Path, disk_id: DiskId) -> Result<Held, Error> {
+    let (path, new) = (dir.join(NAME), dir.join(NAME_NEW));
+    disk.remove(&new).map_err(failed("remove an unfinished journal"))?;
     let options = OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify: false };
     let database = open_database(disk, &new, options).map_err(|error| refusal(&new, error))?;
     let stamp = || -> Result<(), redb::Error> {
@@ -323,8 +335,8 @@ fn make(disk: &dyn Disk, dir: &Path, disk_id: DiskId) -> Result<Database, Error>
         Ok(())
     };
     stamp().map_err(failed("make the journal"))?;
-    std::fs::rename(&new, &path).map_err(failed("name the journal"))?;
-    sync_dir(dir)?;
+    disk.rename(&new, &path).map_err(failed("name the journal"))?;
+    sync_dir(disk, dir)?;
     Ok(database)
 }
 
@@ -337,6 +349,7 @@ fn refusal(path: &Path, error: OpenError) -> Error {
         OpenError::Damaged(what) => {
             Error::Disk { action: format!("open {shown}"), source: what.into() }
         }
+        OpenError::Scarce(error) => Error::Overloaded(format!("open {shown}: {error}")),
         OpenError::Disk(source) => Error::Disk { action: format!("open {shown}"), source },
     }
 }
@@ -358,9 +371,14 @@ fn read_all(database: &Database, disk: DiskId) -> Result<Option<Recovered>, redb
     let mut recovered = Recovered::default();
     match txn.open_table(tables::PARTS) {
         Ok(parts) => {
+            let mut rows = 0;
             for row in parts.iter()? {
                 let (key, value) = row?;
                 recovered.take_part(key.value(), value.value());
+                rows += 1;
+            }
+            if rows != parts.len()? {
+                return Err(StorageError::Corrupted("the journal lacks parts".into()).into());
             }
         }
         Err(TableError::TableDoesNotExist(_)) => return Ok(Some(recovered)),
@@ -390,7 +408,7 @@ impl Recovered {
             }
             None => {
                 let what = format!("journal: {key} has wrong bytes");
-                self.damaged.push((key.chunk, what));
+                self.damaged.push((key, what));
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Rows come as parts of transactions ([`batch`]), are journaled (`journal`) and wait in memory (`chunk`) for the log's
 //! decision. Committed rows are seen by scans (`scan`) at once, and are flushed to segments ([`segment`]) in one redb
 //! file a chunk (`store`), which `compact` keeps few. `node` registers the store with a cluster, keeps it informed,
-//! and serves it (`rpc`).
+//! serves it (`rpc`), and brings replicas up from those of other nodes (`store/transfer`).
 //!
 //! - What was answered is on disk; what is on disk survives the process, whenever it ends.
 //! - Every byte that is read back is verified first. Damage stays with the chunk it is found in.
@@ -16,6 +16,9 @@ mod chunk;
 mod codec;
 mod compact;
 mod error;
+mod exact;
+#[cfg(test)]
+mod fuzz;
 mod journal;
 mod node;
 mod rpc;
@@ -24,13 +27,21 @@ mod samples;
 mod scan;
 pub mod segment;
 mod store;
+mod summary;
 mod tables;
+mod tombstone;
 
 pub use chunk::part_hash;
 pub use error::Error;
-pub use node::{DataNode, Membership, NodeConfig};
-pub use scan::{Scan, ScanRequest, ScanStats};
+pub use node::{DataNode, Membership, NodeConfig, TransferStats};
+pub use scan::{OLDER_ROWS_KEY, Scan, ScanRequest, ScanStats, Top};
 pub use store::{
-    ChunkReport, ChunkSpec, ChunkStore, Part, StoreConfig,
+    ChunkReport, ChunkSpec, ChunkState, ChunkStore, Part, StoreConfig,
+    cache::CacheStats,
+    check::{CheckReport, Fault},
     disk::{Disk, FileDisk},
+    order::{CompressionSpec, OrderBy},
+    scrub::IntegrityStats,
 };
+pub use summary::{ChunkSummary, ColumnSummary};
+pub use tombstone::Tombstone;

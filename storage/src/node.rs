@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! waiting --Adopt--> registering --reply--> resolving --one full answer--> serving
-//!    \--(addresses are known)--^     \--refusal--> refused
+//!    \--(addresses are known)--^  ^  \--refusal--> refused                     /
+//!                                 \---------(its incarnation is not known)----/
 //! ```
 //!
+//! - A disk that comes back under a new incarnation holds nothing that counts: its chunks are put aside before the
+//!   node takes part under it (`node/registration.rs`).
 //! - The identity is on disk before anything is served under it, and never changes to another cluster.
 //! - Rows are taken in only after every transaction that was pending at the start has been asked about: from then on
 //!   the node has missed no commit that it acknowledged.
@@ -26,11 +29,14 @@ use tokio::{sync::watch, task::JoinHandle};
 use crate::{ChunkStore, Error, StoreConfig, rpc, tables::Member};
 
 mod heartbeat;
+mod registration;
+mod sending;
+pub(crate) mod transfers;
+
+pub use transfers::TransferStats;
 
 type AccessClient = wire::meta::meta_client::MetaClient<tonic::transport::Channel>;
 
-/// How long one round over the access nodes may take before the node says that none answers.
-const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often pending transactions are asked about, and how old they are then.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -96,6 +102,7 @@ pub struct DataNode {
     phase: watch::Sender<Phase>,
     stop: watch::Sender<bool>,
     task: Mutex<Option<JoinHandle<()>>>,
+    transfers: transfers::Transfers,
 }
 
 impl DataNode {
@@ -130,6 +137,7 @@ impl DataNode {
             phase: watch::Sender::new(phase),
             stop: watch::Sender::new(false),
             task: Mutex::default(),
+            transfers: transfers::Transfers::default(),
         });
         let task = tokio::spawn(Arc::clone(&node).run());
         *node.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
@@ -203,6 +211,9 @@ impl DataNode {
         {
             task.abort();
         }
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.transfers.ended()).await.is_err() {
+            tracing::warn!("a copy of a chunk is still being sent");
+        }
         let store = Arc::clone(&self.store);
         if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
             tracing::error!("closing the chunk store panicked");
@@ -257,67 +268,33 @@ impl DataNode {
     async fn live(&self) {
         let mut phase = self.phase.subscribe();
         let wanted = |phase: &Phase| matches!(phase, Phase::Registering(..));
-        let (adopter, name) = match phase.wait_for(wanted).await.map(|phase| phase.clone()) {
+        let (mut adopter, mut name) = match phase.wait_for(wanted).await.map(|phase| phase.clone())
+        {
             Ok(Phase::Registering(adopter, name)) => (adopter, name),
             _ => return,
         };
-        if let Err(error) = self.register(adopter, &name).await {
-            tracing::error!("this data node cannot join the cluster: {error}");
-            self.phase.send_replace(Phase::Refused(error.to_string()));
-            return;
-        }
-        self.phase.send_replace(Phase::Resolving);
-        let resolving = async {
-            self.resolve_all().await;
-            self.phase.send_replace(Phase::Serving);
-            self.keep_resolving().await;
-        };
-        tokio::join!(resolving, heartbeat::run(self));
-    }
-
-    /// Registers and saves what the cluster gave; repeated until an answer comes. An error is a refusal.
-    async fn register(&self, adopter: Option<ClusterId>, name: &str) -> Result<(), Error> {
-        let identity = self.store.identity();
-        let member = identity.member.as_ref();
-        let request = wire::meta::RegisterRequest {
-            cluster: member.map(|member| member.cluster.0.to_vec().into()).unwrap_or_default(),
-            name: member.map_or(name, |member| member.name.as_str()).to_owned(),
-            disk: identity.disk.0.to_vec().into(),
-            rid: member.map(|member| member.rid.into()),
-            rpc: self.addresses.0.clone(),
-            http: self.addresses.1.clone(),
-        };
-        let reply = loop {
-            let deadline = Instant::now() + REGISTER_TIMEOUT;
-            let request = request.clone();
-            let ask = self.access.ask(deadline, move |mut client: AccessClient| {
-                let request = request.clone();
-                async move { client.register(request).await.map(tonic::Response::into_inner) }
-            });
-            match ask.await {
-                Ok(reply) => break reply,
-                Err(error) if refuses(error.code) => return Err(error.into()),
-                Err(error) => tracing::info!("register at an access node: {error}"),
+        loop {
+            if let Err(error) = self.register(adopter, &name).await {
+                tracing::error!("this data node cannot join the cluster: {error}");
+                self.phase.send_replace(Phase::Refused(error.to_string()));
+                return;
             }
+            self.phase.send_replace(Phase::Resolving);
+            let resolving = async {
+                self.resolve_all().await;
+                self.phase.send_replace(Phase::Serving);
+                self.keep_resolving().await;
+            };
+            tokio::select! {
+                () = resolving => {}
+                () = heartbeat::run(self) => {}
+            }
+            // The cluster does not count on this disk as it is any more: it must not take part under its old number.
+            tracing::warn!("the cluster does not know this disk's incarnation, register again");
+            (adopter, name) = (None, String::new());
+            self.phase.send_replace(Phase::Registering(adopter, name.clone()));
             tokio::time::sleep(RETRY_PAUSE).await;
-        };
-        let cluster = wire::cluster(&reply.cluster)?;
-        let rid: Rid = wire::required(reply.rid, "rid")?.into();
-        if let Some(expected) = adopter.or(member.map(|member| member.cluster)) {
-            wire::check_cluster(&reply.cluster, expected)?;
         }
-        if let Some(member) = member
-            && member.rid.node != rid.node
-        {
-            let (own, given) = (member.rid, rid);
-            return Err(Error::Identity(format!("the cluster took data node {own} for {given}")));
-        }
-        let access: Vec<String> = reply.access.into_iter().map(|member| member.rpc).collect();
-        self.access.learn(access);
-        let member = Some(Member { cluster, rid, name: reply.name });
-        let identity =
-            crate::tables::Identity { member, access: self.access.addresses(), ..identity };
-        self.save(identity).await
     }
 
     async fn save(&self, identity: crate::tables::Identity) -> Result<(), Error> {
@@ -372,9 +349,4 @@ impl DataNode {
         }
         Ok(())
     }
-}
-
-/// Whether an error of registration is an answer that no repetition changes.
-fn refuses(code: Code) -> bool {
-    matches!(code, Code::Invalid | Code::WrongNode | Code::NotFound | Code::Version)
 }

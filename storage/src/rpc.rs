@@ -6,18 +6,27 @@ use hypertide_proto::{
     client::MESSAGE_BYTES_MAX,
     decision::Decision,
     error::{Code, RpcError},
-    ids::{ChunkId, Epoch, Rid, TableId, TxnId},
+    ids::{ChunkId, Csn, Epoch, Rid, TableId, TxnId},
     wire::{
         self, required,
         storage::{
             self as messages,
             storage_server::{Storage, StorageServer},
         },
+        types,
     },
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, service::Routes};
 
-use crate::{ChunkReport, ChunkSpec, DataNode, Error, Membership, Part};
+use crate::{
+    ChunkReport, ChunkSpec, ChunkState, CompressionSpec, DataNode, Error, Fault, Membership,
+    OrderBy, Part,
+    node::transfers::{CatchUp, CaughtUp},
+    store::transfer::Wanted,
+};
+
+pub(crate) mod pieces;
 
 /// Longest that a prepare waits when its sender names no deadline.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,6 +53,21 @@ impl Service {
         Ok(member)
     }
 
+    /// The disk that a request names, if it is this node's and serves.
+    fn addressed(&self, member: &Membership, rid: Option<types::Rid>) -> Result<Rid, RpcError> {
+        let rid: Rid = required(rid, "rid")?.into();
+        if rid != member.rid {
+            let own = member.rid;
+            let message = format_args!("this data node is {own}, the request is for {rid}");
+            return Err(RpcError::new(Code::WrongNode, message));
+        }
+        if !self.node.serving() {
+            let message = "this data node has not resolved its pending transactions yet";
+            return Err(RpcError::new(Code::Unavailable, message));
+        }
+        Ok(rid)
+    }
+
     /// Runs work that may block.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -67,16 +91,7 @@ impl Storage for Service {
             request.into_inner();
         let member = self.member(&cluster)?;
         let txn: TxnId = required(txn, "txn")?.into();
-        let rid: Rid = required(rid, "rid")?.into();
-        if rid != member.rid {
-            let own = member.rid;
-            let message = format_args!("this data node is {own}, the request is for {rid}");
-            return Err(RpcError::new(Code::WrongNode, message).into());
-        }
-        if !self.node.serving() {
-            let message = "this data node has not resolved its pending transactions yet";
-            return Err(RpcError::new(Code::Unavailable, message).into());
-        }
+        let rid = self.addressed(&member, rid)?;
         let parts: Result<Vec<Part>, RpcError> = parts.into_iter().map(part).collect();
         let limit = match deadline_ms {
             0 => PREPARE_TIMEOUT,
@@ -144,6 +159,126 @@ impl Storage for Service {
         self.blocking(move |node| node.store().flush(&chunks)).await?;
         Ok(Response::new(messages::FlushReply {}))
     }
+
+    async fn compress(
+        &self,
+        request: Request<messages::CompressRequest>,
+    ) -> Result<Response<messages::CompressReply>, Status> {
+        let messages::CompressRequest { cluster, chunk, segment_by, order_by } =
+            request.into_inner();
+        self.member(&cluster)?;
+        let order_by = order_by.into_iter().map(order).collect();
+        let spec = CompressionSpec { segment_by, order_by };
+        let work = self.blocking(move |node| node.store().compress(ChunkId(chunk), spec));
+        let chunk = Some(report(work.await?));
+        Ok(Response::new(messages::CompressReply { chunk }))
+    }
+
+    async fn decompress(
+        &self,
+        request: Request<messages::DecompressRequest>,
+    ) -> Result<Response<messages::DecompressReply>, Status> {
+        let messages::DecompressRequest { cluster, chunk } = request.into_inner();
+        self.member(&cluster)?;
+        let work = self.blocking(move |node| node.store().decompress(ChunkId(chunk)));
+        let chunk = Some(report(work.await?));
+        Ok(Response::new(messages::DecompressReply { chunk }))
+    }
+
+    async fn check_chunk(
+        &self,
+        request: Request<messages::CheckChunkRequest>,
+    ) -> Result<Response<messages::CheckChunkReply>, Status> {
+        let messages::CheckChunkRequest { cluster, chunk } = request.into_inner();
+        self.member(&cluster)?;
+        let found = self.blocking(move |node| node.store().check(ChunkId(chunk))).await?;
+        Ok(Response::new(messages::CheckChunkReply {
+            segments: found.segments,
+            blocks: found.blocks,
+            rows: found.rows,
+            bytes: found.bytes,
+            flushed_csn: found.flushed_csn.0,
+            chain: found.chain.to_be_bytes().to_vec().into(),
+            faults: found.faults.into_iter().map(fault).collect(),
+        }))
+    }
+
+    async fn catch_up(
+        &self,
+        request: Request<messages::CatchUpRequest>,
+    ) -> Result<Response<messages::CatchUpReply>, Status> {
+        let request = request.into_inner();
+        let member = self.member(&request.cluster)?;
+        let rid = self.addressed(&member, request.rid)?;
+        let done = self.node.catch_up(catch_up(request)?).await?;
+        let CaughtUp { point, reached, whole, bytes, commits, rows } = done;
+        Ok(Response::new(messages::CatchUpReply {
+            rid: Some(rid.into()),
+            applied_csn: point.csn.0,
+            chain: pieces::hash_bytes(point.chain),
+            bytes,
+            whole,
+            reached_csn: reached.csn.0,
+            reached_chain: pieces::hash_bytes(reached.chain),
+            commits,
+            rows,
+        }))
+    }
+
+    type FetchStream = ReceiverStream<Result<messages::FetchPiece, Status>>;
+
+    async fn fetch(
+        &self,
+        request: Request<messages::FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let request = request.into_inner();
+        let member = self.member(&request.cluster)?;
+        self.addressed(&member, request.rid)?;
+        let from = match request.from {
+            Some(point) => Some((Csn(point.csn), pieces::hash(&point.chain, "from.chain")?)),
+            None => None,
+        };
+        let wanted = Wanted {
+            chunk: ChunkId(request.chunk),
+            from,
+            to: Csn(request.to_csn),
+            chain: pieces::optional_hash(&request.chain, "chain")?,
+        };
+        let limit = Duration::from_millis(request.deadline_ms.into());
+        let out = self.node.send_out(wanted, limit, request.bytes_per_second).await?;
+        Ok(Response::new(ReceiverStream::new(out)))
+    }
+}
+
+fn order(by: messages::OrderBy) -> OrderBy {
+    let messages::OrderBy { column, descending, nulls_first } = by;
+    OrderBy { column, descending, nulls_first }
+}
+
+fn fault(fault: Fault) -> messages::Fault {
+    let Fault { segment, column, block, extent, offset, what } = fault;
+    let number = |number: Option<usize>| number.map(|number| number as u64);
+    messages::Fault {
+        segment,
+        column,
+        block: number(block),
+        extent: number(extent),
+        offset: number(offset),
+        what,
+    }
+}
+
+fn catch_up(request: messages::CatchUpRequest) -> Result<CatchUp, RpcError> {
+    let limit = Some(request.deadline_ms).filter(|limit| *limit > 0);
+    Ok(CatchUp {
+        spec: spec(required(request.spec, "spec")?),
+        epoch: Epoch(request.epoch),
+        source: (request.source, required(request.source_rid, "source_rid")?.into()),
+        to: Csn(request.to_csn),
+        chain: pieces::optional_hash(&request.chain, "chain")?,
+        limit: limit.map(|limit| Duration::from_millis(limit.into())),
+        bytes_per_second: request.bytes_per_second,
+    })
 }
 
 fn ids(chunks: Vec<u64>) -> Vec<ChunkId> {
@@ -152,26 +287,18 @@ fn ids(chunks: Vec<u64>) -> Vec<ChunkId> {
 
 fn part(part: messages::Part) -> Result<Part, RpcError> {
     let messages::Part { spec, epoch, part, rows, hash, payload, decoded_bytes } = part;
-    let spec = required(spec, "part.spec")?;
-    let hash: [u8; 16] = hash
-        .as_ref()
-        .try_into()
-        .map_err(|_| RpcError::new(Code::Invalid, "field part.hash does not have 16 bytes"))?;
-    let time_column = Some(spec.time_column).filter(|name| !name.is_empty());
-    Ok(Part {
-        spec: ChunkSpec {
-            chunk: ChunkId(spec.chunk),
-            table: TableId(spec.table),
-            time_column,
-            order_columns: spec.order_columns,
-        },
-        epoch: Epoch(epoch),
-        number: part,
-        rows,
-        hash: u128::from_be_bytes(hash),
-        payload,
-        decoded_bytes,
-    })
+    let spec = self::spec(required(spec, "part.spec")?);
+    let hash = pieces::hash(&hash, "part.hash")?;
+    Ok(Part { spec, epoch: Epoch(epoch), number: part, rows, hash, payload, decoded_bytes })
+}
+
+fn spec(spec: messages::ChunkSpec) -> ChunkSpec {
+    ChunkSpec {
+        chunk: ChunkId(spec.chunk),
+        table: TableId(spec.table),
+        time_column: Some(spec.time_column).filter(|name| !name.is_empty()),
+        order_columns: spec.order_columns,
+    }
 }
 
 fn report(report: ChunkReport) -> messages::ChunkReport {
@@ -183,5 +310,13 @@ fn report(report: ChunkReport) -> messages::ChunkReport {
         recent_rows: report.recent_rows,
         applied_csn: report.applied_csn.0,
         chain: report.chain.to_be_bytes().to_vec().into(),
+        state: match report.state {
+            ChunkState::Plain => messages::ChunkState::Plain,
+            ChunkState::Compressed => messages::ChunkState::Compressed,
+            ChunkState::Partial => messages::ChunkState::Partial,
+        }
+        .into(),
+        before_bytes: report.before_bytes,
+        after_bytes: report.after_bytes,
     }
 }

@@ -4,13 +4,16 @@ use std::{collections::HashMap, fmt, sync::Arc};
 
 use arrow::{
     array::{
-        ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, Float32Array,
-        Float64Array, Int16Array, Int32Array, Int64Array, RecordBatch, StringArray,
+        Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Date32Array, Decimal128Array,
+        Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, RecordBatch, StringArray,
         TimestampMicrosecondArray,
     },
-    datatypes::{Field, Schema},
+    datatypes::{DataType, Decimal128Type, Field, Float32Type, Float64Type, Int64Type, Schema},
 };
-use hypertide_proto::schema::{SQL_TYPE_KEY, UTC};
+use hypertide_proto::{
+    predicate::Value,
+    schema::{SQL_TYPE_KEY, UTC},
+};
 use proptest::{collection::vec, option, prelude::*};
 
 /// Columns of one type and of any values.
@@ -112,4 +115,23 @@ pub(crate) fn batch<'a>(columns: impl Iterator<Item = (&'a str, ArrayRef)>) -> R
         })
         .unzip();
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("the columns fit")
+}
+
+/// The only value of an array, untouched by what zone maps do to values.
+pub(crate) fn value_of(array: &ArrayRef) -> Option<Value> {
+    if array.is_null(0) {
+        return None;
+    }
+    Some(match array.data_type() {
+        DataType::Float32 => Value::Float(array.as_primitive::<Float32Type>().value(0).into()),
+        DataType::Float64 => Value::Float(array.as_primitive::<Float64Type>().value(0)),
+        DataType::Utf8 => Value::Text(array.as_string::<i32>().value(0).to_owned()),
+        DataType::Binary => Value::Bytes(array.as_binary::<i32>().value(0).to_vec()),
+        DataType::Boolean => Value::Bool(array.as_boolean().value(0)),
+        DataType::Decimal128(..) => Value::Int(array.as_primitive::<Decimal128Type>().value(0)),
+        _ => {
+            let cast = arrow::compute::cast(array, &DataType::Int64).expect("it is an integer");
+            Value::Int(cast.as_primitive::<Int64Type>().value(0).into())
+        }
+    })
 }

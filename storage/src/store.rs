@@ -18,39 +18,63 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arrow::datatypes::Schema;
 use bytes::Bytes;
 use hypertide_proto::{
     decision::{Decision, Fate},
+    error::{Code, RpcError},
     ids::{ChunkId, Csn, Epoch, TableId, TxnId},
+    predicate::Predicate,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Scan, ScanRequest, batch,
+    ChunkSummary, CompressionSpec, Error, Scan, ScanRequest, Tombstone, batch,
     chunk::{Admission, Decided, Replicas, Rows},
+    compact::{self, Goal},
     journal::{Change, Journal},
     scan::Source,
-    tables::{DecisionRow, Identity, PartHeader, PartKey},
+    tables::{DecisionRow, Identity, PartHeader, PartKey, Point},
 };
 
+mod aside;
+pub(crate) mod cache;
+pub(crate) mod check;
 pub(crate) mod disk;
+pub(crate) mod draft;
 pub(crate) mod file;
 pub(crate) mod files;
 pub(crate) mod flush;
+pub(crate) mod held;
+pub(crate) mod history;
 pub(crate) mod identity;
 pub(crate) mod memory;
+pub(crate) mod order;
 pub(crate) mod poison;
 mod recover;
+pub(crate) mod scrub;
 pub(crate) mod sort;
+mod stop;
+pub(crate) mod transfer;
 
+use cache::CacheStats;
+use check::{CheckReport, Pace};
 use disk::{Disk, FileDisk};
+use file::{ChunkFile, stored};
 use files::Files;
 use identity::NodeFile;
 use memory::{Charge, Memory};
 use poison::Poison;
+use scrub::{Counters, IntegrityStats};
+use stop::Stop;
 
 /// How long a writer waits for memory.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(5);
+/// Deletes of a chunk that may wait until their rows are gone. Each costs every scan.
+const DELETES_MAX: u64 = 256;
+/// How long a scan waits until a chunk's file and what is known of it agree, and how often it looks.
+const SCAN_PATIENCE: Duration = Duration::from_secs(10);
+const SCAN_PAUSE: Duration = Duration::from_micros(100);
 /// Payloads up to this size are decoded where they are, larger ones on a thread that may block.
 const DECODE_INLINE_BYTES: u32 = 64 << 10;
 
@@ -67,6 +91,16 @@ pub struct StoreConfig {
     pub memory_bytes: usize,
     /// Free bytes of the disk below which nothing more is taken in. Reads and flushes go on.
     pub space_reserve_bytes: u64,
+    /// Encoded parts of segments that were read, kept for the next reader.
+    pub cache_bytes: usize,
+    /// Chunk files that stay open when nobody reads them.
+    pub open_files_max: usize,
+    /// How fast all files are verified in the background; zero for never.
+    pub scrub_bytes_per_second: u64,
+    /// How long deleted rows stay, for scans at snapshots from before the delete.
+    pub version_age: Duration,
+    /// Whether flushes, merges and the scrub happen by themselves, and not only when they are called for.
+    pub background: bool,
 }
 
 impl StoreConfig {
@@ -79,6 +113,11 @@ impl StoreConfig {
             flush_age: Duration::from_secs(60),
             memory_bytes: 256 << 20,
             space_reserve_bytes: 512 << 20,
+            cache_bytes: 64 << 20,
+            open_files_max: 128,
+            scrub_bytes_per_second: 32 << 20,
+            version_age: Duration::from_secs(60),
+            background: true,
         }
     }
 }
@@ -96,7 +135,7 @@ pub struct ChunkSpec {
     pub order_columns: Vec<String>,
 }
 
-/// Rows of one transaction for one chunk, encoded by [`crate::batch`].
+/// Rows of one transaction for one chunk, encoded by [`crate::batch`], or a delete, encoded by [`Tombstone::encode`].
 #[derive(Clone, Debug)]
 pub struct Part {
     /// The chunk.
@@ -109,10 +148,22 @@ pub struct Part {
     pub rows: u32,
     /// xxh3-128 of the payload.
     pub hash: u128,
-    /// zstd-compressed Arrow IPC stream.
+    /// zstd-compressed Arrow IPC stream, or an encoded tombstone.
     pub payload: Bytes,
     /// Size of the payload after decompression.
     pub decoded_bytes: u32,
+}
+
+/// How a chunk stands to compression.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChunkState {
+    /// It is not compressed.
+    #[default]
+    Plain,
+    /// All of it is compressed.
+    Compressed,
+    /// It is compressed but for rows that came since.
+    Partial,
 }
 
 /// What the store holds of a chunk.
@@ -120,8 +171,14 @@ pub struct Part {
 pub struct ChunkReport {
     /// The chunk.
     pub chunk: ChunkId,
-    /// Committed rows.
+    /// Committed rows, without those that a rewrite found deleted.
     pub rows: u64,
+    /// How it stands to compression.
+    pub state: ChunkState,
+    /// Encoded bytes that its compressed rows took before.
+    pub before_bytes: u64,
+    /// Encoded bytes that these take now.
+    pub after_bytes: u64,
     /// Encoded bytes of its segments.
     pub segment_bytes: u64,
     /// Segments.
@@ -147,7 +204,10 @@ pub(crate) struct Inner {
     pub(crate) poison: Arc<Poison>,
     /// Held by the one who writes to chunk files.
     pub(crate) writing: Mutex<()>,
-    stop: flush::Stop,
+    pub(crate) rewriting: compact::Rewriting,
+    opened: Instant,
+    stop: Stop,
+    pub(crate) counters: Arc<Counters>,
     closed: AtomicBool,
 }
 
@@ -155,7 +215,7 @@ pub(crate) struct Inner {
 #[derive(Debug)]
 pub struct ChunkStore {
     inner: Arc<Inner>,
-    background: Mutex<Option<JoinHandle<()>>>,
+    background: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl ChunkStore {
@@ -167,15 +227,22 @@ impl ChunkStore {
     /// [`ChunkStore::open`] on a disk of the caller's.
     pub fn open_on(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Arc<Self>, Error> {
         let inner = Arc::new(recover::open(config, disk)?);
-        let thread = std::thread::Builder::new().name("flush".into()).spawn({
-            let inner = Arc::clone(&inner);
-            move || flush::run_background(&inner)
-        });
-        let thread = thread.map_err(|error| Error::Disk {
-            action: "start the flush thread".into(),
-            source: error.into(),
-        })?;
-        Ok(Arc::new(Self { inner, background: Mutex::new(Some(thread)) }))
+        let store = Self { inner, background: Mutex::default() };
+        if store.inner.config.background {
+            store.start("flush", flush::run_background)?;
+            store.start("scrub", scrub::run_background)?;
+        }
+        Ok(Arc::new(store))
+    }
+
+    fn start(&self, name: &str, run: fn(&Inner)) -> Result<(), Error> {
+        let inner = Arc::clone(&self.inner);
+        let thread = std::thread::Builder::new().name(name.into());
+        let thread = thread
+            .spawn(move || run(&inner))
+            .map_err(|error| Error::Overloaded(format!("start the {name} thread: {error}")))?;
+        lock(&self.background).push(thread);
+        Ok(())
     }
 
     /// Journals the parts; resolves after they are durable. Idempotent by (transaction, chunk, number).
@@ -226,37 +293,70 @@ impl ChunkStore {
     /// Starts a scan. Blocking work: call it and iterate on a thread that may block.
     pub fn scan(&self, request: ScanRequest) -> Result<Scan, Error> {
         let inner = &self.inner;
-        inner.check_open()?;
         let chunk = request.chunk;
+        let deadline = Instant::now() + SCAN_PATIENCE;
         loop {
+            inner.check_open()?;
             if let Some(what) = inner.replicas().damage(chunk) {
                 return Err(Error::Damaged { chunk, what: what.to_owned() });
             }
-            let file = inner.files.get(&inner.node, chunk);
+            let file = inner.file(chunk);
             let file = file.inspect_err(|error| inner.note_damage(error))?;
-            let (view, source) = {
+            let (view, source, deletes) = {
                 let replicas = inner.replicas();
                 let view = replicas.view(chunk, request.snapshot, request.own);
-                (view, file.map(|file| Source { segments: file.segments(), file }))
+                let flushed = file.as_ref().map_or(Point::default(), |f| f.manifest().flushed);
+                if flushed != view.stored.flushed {
+                    // The first flush makes the file, a rewrite puts another in its place, or the chunk is dropped.
+                    drop(replicas);
+                    if Instant::now() > deadline {
+                        let what = format!("chunk {chunk} changes hands all the time");
+                        return Err(Error::Overloaded(what));
+                    }
+                    std::thread::sleep(SCAN_PAUSE);
+                    continue;
+                }
+                let snapshot = request.snapshot;
+                let mut deletes = view.deletes.clone();
+                let source = file.map(|file| {
+                    deletes.extend(file.deletes(snapshot));
+                    Source { segments: file.segments(), file, deletes: deletes.clone() }
+                });
+                (view, source, deletes)
             };
-            if source.is_none() && view.stored.segments > 0 {
-                continue; // The first flush happened in between: its file is there now.
+            if view.stored.horizon > request.snapshot {
+                let (horizon, snapshot) = (view.stored.horizon, request.snapshot);
+                return Err(Error::SnapshotTooOld { chunk, horizon, snapshot });
             }
-            let replicas = Arc::clone(&inner.replicas);
+            let recent = undeleted(view.recent, &deletes)?;
+            let (replicas, counters) = (Arc::clone(&inner.replicas), Arc::clone(&inner.counters));
             let on_damage = move |error: &Error| {
                 tracing::error!("scan: {error}");
+                counters.damaged_read();
                 lock(&replicas).mark_suspect(chunk, &error.to_string());
             };
-            return Ok(Scan::new(request, source, view.recent, Box::new(on_damage)));
+            return Ok(Scan::new(request, source, recent, Box::new(on_damage)));
         }
+    }
+
+    /// What a chunk holds at a snapshot, from zone maps alone; `None` when that would not be exact: rows that are not
+    /// in a segment, or are newer than the snapshot. Blocking when the chunk's file is not open.
+    pub fn summary(&self, chunk: ChunkId, snapshot: Csn) -> Result<Option<ChunkSummary>, Error> {
+        let scan = self.scan(ScanRequest {
+            chunk,
+            snapshot,
+            own: None,
+            columns: Arc::new(Schema::empty()),
+            predicate: Predicate::default(),
+        })?;
+        Ok(scan.summary())
     }
 
     /// Writes committed rows of these chunks (all when empty) to segments. Blocking.
     pub fn flush(&self, chunks: &[ChunkId]) -> Result<(), Error> {
         self.inner.check_open()?;
         // Only commits whose decision is durable can be flushed: what was queued before comes first.
-        futures::executor::block_on(self.inner.journal.submit(Vec::new()))
-            .map_err(|_| self.inner.ended())?;
+        self.inner.journal_now(Vec::new())?;
         let due = self.inner.replicas().due(0, Duration::ZERO, Instant::now());
         for chunk in due.into_iter().filter(|c| chunks.is_empty() || chunks.contains(c)) {
             flush::flush_chunk(&self.inner, chunk)?;
@@ -264,17 +364,19 @@ impl ChunkStore {
         Ok(())
     }
 
-    /// Removes chunks and their files. Idempotent.
+    /// Removes chunks, their files, and what the journal holds of them, durably. Idempotent. Blocking.
     pub fn drop_chunks(&self, chunks: &[ChunkId]) -> Result<(), Error> {
         let inner = &self.inner;
         inner.check_open()?;
         let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut named = Vec::new();
+        let (mut named, mut removals) = (Vec::new(), Vec::new());
         for chunk in chunks {
-            let mut replicas = inner.replicas();
-            let released = replicas.remove(*chunk);
-            flush::release(inner, released);
-            drop(replicas);
+            {
+                let mut replicas = inner.replicas();
+                let gone = flush::released(replicas.remove(*chunk)).collect();
+                // Under the lock: no part that comes from now on is ahead of it in the queue.
+                removals.push(inner.journal.submit(gone));
+            }
             if inner.node.manifest(*chunk).is_some() {
                 named.push((*chunk, None));
             }
@@ -284,7 +386,68 @@ impl ChunkStore {
             let saved = inner.node.save_manifests(&named);
             saved.inspect_err(|error| inner.note_failure(error))?;
         }
-        chunks.iter().try_for_each(|chunk| inner.files.remove(*chunk))
+        chunks.iter().try_for_each(|chunk| inner.files.remove(*chunk))?;
+        // Waited for: rows that came back from the journal would be a chunk of which only a part is left.
+        removals.into_iter().try_for_each(|removal| inner.wait_for(removal))
+    }
+
+    /// Merges small segments of a chunk and gives back the space they took, where that is due. Blocking.
+    ///
+    /// The background does so by itself.
+    pub fn merge(&self, chunk: ChunkId) -> Result<(), Error> {
+        self.inner.check_open()?;
+        compact::run(&self.inner, chunk)?;
+        compact::shrink_wasteful(&self.inner, chunk)
+    }
+
+    /// Writes all of a chunk as one run in the order asked for, with the strongest encodings. Blocking.
+    ///
+    /// What came since an earlier compression is merged in; a chunk that is compressed so already stays as it is.
+    /// Rows that come later are not compressed, and make the chunk [`ChunkState::Partial`]. Scans go on meanwhile.
+    pub fn compress(&self, chunk: ChunkId, spec: CompressionSpec) -> Result<ChunkReport, Error> {
+        spec.check()?;
+        self.rewrite(chunk, Goal::Compress(spec))
+    }
+
+    /// Undoes a compression. Blocking. A chunk that is not compressed stays as it is.
+    pub fn decompress(&self, chunk: ChunkId) -> Result<ChunkReport, Error> {
+        self.rewrite(chunk, Goal::Decompress)
+    }
+
+    fn rewrite(&self, chunk: ChunkId, goal: Goal) -> Result<ChunkReport, Error> {
+        self.flush(&[chunk])?;
+        compact::rewrite(&self.inner, chunk, goal)?;
+        let report = self.inner.replicas().report(&[chunk]).first().copied();
+        report.ok_or_else(|| {
+            let gone = format_args!("chunk {chunk} was dropped");
+            Error::Rpc(RpcError::new(Code::NotFound, gone))
+        })
+    }
+
+    /// Reads all of a chunk's file and decodes every block. Blocking. What it finds is noted as damage.
+    pub fn check(&self, chunk: ChunkId) -> Result<CheckReport, Error> {
+        let inner = &self.inner;
+        inner.check_open()?;
+        let mut go_on = |_| !inner.stop.stopped();
+        check::check(inner, chunk, Pace { thorough: true, read: &mut go_on })
+    }
+
+    /// What was found wrong, and how much was looked at.
+    #[must_use]
+    pub fn integrity_stats(&self) -> IntegrityStats {
+        self.inner.counters.stats()
+    }
+
+    /// Chunk files that are open.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        self.inner.files.open_count()
+    }
+
+    /// How the memory for extents does.
+    #[must_use]
+    pub fn cache_stats(&self) -> CacheStats {
+        self.inner.files.cache_stats()
     }
 
     /// What it holds of these chunks (all when empty).
@@ -328,9 +491,12 @@ impl ChunkStore {
     pub fn close(&self) {
         self.inner.closed.store(true, Ordering::Release);
         self.inner.stop.stop();
-        let thread = lock(&self.background).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the flush thread panicked");
+        let threads = std::mem::take(&mut *lock(&self.background));
+        for thread in threads {
+            let name = thread.thread().name().unwrap_or_default().to_owned();
+            if thread.join().is_err() {
+                tracing::error!("the {name} thread panicked");
+            }
         }
         self.inner.journal.close();
         let _writing = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -350,9 +516,35 @@ impl Inner {
         lock(&self.replicas)
     }
 
-    fn check_open(&self) -> Result<(), Error> {
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
         self.poison.check()?;
         if self.closed.load(Ordering::Acquire) { Err(self.ended()) } else { Ok(()) }
+    }
+
+    /// The file of a chunk; `None` when it has none yet.
+    pub(crate) fn file(&self, chunk: ChunkId) -> Result<Option<Arc<ChunkFile>>, Error> {
+        let file = self.files.get(&self.node, chunk)?;
+        if let Some(ahead) = file.as_ref().and_then(|file| file.take_ahead()) {
+            self.replicas().recount(chunk, stored(&ahead));
+        }
+        Ok(file)
+    }
+
+    /// Journals changes, and all that were queued before, durably. Blocking.
+    fn journal_now(&self, changes: Vec<Change>) -> Result<(), Error> {
+        self.wait_for(self.journal.submit(changes))
+    }
+
+    /// Waits until the journal says that something is durable. Blocking.
+    fn wait_for(&self, durable: tokio::sync::oneshot::Receiver<()>) -> Result<(), Error> {
+        // Unconstrained: on a thread of a runtime the wait would otherwise end only when its task yields.
+        let durable = tokio::task::unconstrained(durable);
+        futures::executor::block_on(durable).map_err(|_| self.ended())
+    }
+
+    /// When the store was opened, and now.
+    pub(crate) fn times(&self) -> (Instant, Instant) {
+        (self.opened, Instant::now())
     }
 
     /// Why nothing works any more.
@@ -389,9 +581,22 @@ impl Inner {
         self.note_damage(error);
     }
 
-    fn note_damage(&self, error: &Error) {
+    /// As [`Inner::note_failure`], of one who only read what was wrong: the rest of the chunk may still be read.
+    pub(crate) fn note_failed_rewrite(&self, error: &Error) {
+        match error {
+            Error::Damaged { chunk, what } => {
+                tracing::error!("{error}");
+                self.counters.damaged_read();
+                self.replicas().mark_suspect(*chunk, what);
+            }
+            error => self.note_failure(error),
+        }
+    }
+
+    pub(crate) fn note_damage(&self, error: &Error) {
         if let Error::Damaged { chunk, what } = error {
             tracing::error!("{error}");
+            self.counters.damaged_read();
             self.replicas().mark_damaged(*chunk, what);
         }
     }
@@ -406,7 +611,12 @@ impl Inner {
                 return Err(Error::Damaged { chunk: key.chunk, what: what.to_owned() });
             }
             match replicas.admit(key, part.rows.hash) {
-                Admission::New => fresh.push(part),
+                Admission::New => {
+                    if let Some(tombstone) = &part.rows.tombstone {
+                        check_delete(&replicas, key, tombstone)?;
+                    }
+                    fresh.push(part);
+                }
                 Admission::Known => {}
                 Admission::Conflict => {
                     let PartKey { txn, chunk, number } = key;
@@ -424,6 +634,38 @@ impl Inner {
         // Also without a change: a part that came before may still be on its way to the disk, ahead in the queue.
         Ok(self.journal.submit(changes))
     }
+}
+
+/// Refuses a delete that another one crosses, and one too many.
+fn check_delete(replicas: &Replicas, key: PartKey, tombstone: &Tombstone) -> Result<(), Error> {
+    let chunk = key.chunk;
+    if let Some(what) = replicas.contention(key, tombstone.snapshot) {
+        return Err(Error::Contended { chunk, what });
+    }
+    let waiting = replicas.delete_count(chunk);
+    if waiting >= DELETES_MAX {
+        let what = format!("chunk {chunk} has {waiting} deletes whose rows are not gone yet");
+        return Err(Error::Overloaded(what));
+    }
+    Ok(())
+}
+
+/// Recent rows without those that were deleted. Without deletes nothing is copied.
+fn undeleted(
+    recent: Vec<(Csn, Arc<Rows>)>,
+    deletes: &[Tombstone],
+) -> Result<Vec<Arc<Rows>>, Error> {
+    let left = recent.into_iter().map(|(csn, rows)| {
+        if deletes.iter().all(|tombstone| csn > tombstone.snapshot) {
+            return Ok(rows);
+        }
+        let whole = rows.batches.clone();
+        let left = deletes.iter().try_fold(whole, |left, delete| delete.leave(left, csn));
+        let Rows { key, hash, .. } = *rows;
+        let (tombstone, charge) = (None, Charge::default());
+        Ok(Arc::new(Rows { key, hash, batches: left?, tombstone, charge }))
+    });
+    left.collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -465,13 +707,17 @@ fn decode_part(
     payload: &[u8],
     charge: Charge,
 ) -> Result<Rows, Error> {
-    let batches = batch::decode(payload, header.decoded_bytes)?;
+    let tombstone = Tombstone::decode(payload).transpose()?;
+    let batches = match tombstone {
+        Some(_) => Vec::new(),
+        None => batch::decode(payload, header.decoded_bytes)?,
+    };
     let rows: usize = batches.iter().map(|batch| batch.num_rows()).sum();
     if rows != header.rows as usize {
         let said = header.rows;
         return Err(Error::Invalid(format!("{key} holds {rows} rows instead of {said}")));
     }
-    Ok(Rows { key, hash: header.hash, batches, charge })
+    Ok(Rows { key, hash: header.hash, batches, tombstone, charge })
 }
 
 /// What the journal must do about a decision.

@@ -3,12 +3,13 @@
 //! | file | table | key | value | written by | read by |
 //! |---|---|---|---|---|---|
 //! | `node.redb` | `identity` | `"identity"` | [`Identity`] | opening, registration | opening |
-//! | `node.redb` | `manifest` | chunk | [`Manifest`] | creation, flush, merge, drop of a chunk file | opening |
+//! | `node.redb` | `manifest` | chunk | [`Manifest`] | creation, flush, merge, rewrite, drop of a chunk file | opening |
 //! | `journal.redb` | `parts` | transaction, chunk, number | [`PartHeader`], payload | prepare, flush, abort | opening |
 //! | `journal.redb` | `decisions` | transaction | [`DecisionRow`] | decide, flush | opening |
-//! | `chunks/<id>.redb` | `header` | `"header"` | [`FileHeader`] | creation, flush, merge | opening of the file |
+//! | `chunks/<id>.redb` | `header` | `"header"` | [`FileHeader`] | creation, flush, merge, rewrite | opening of the file |
 //! | `chunks/<id>.redb` | `segments` | segment | segment header with its zone maps | flush, merge | opening of the file |
 //! | `chunks/<id>.redb` | `extents` | segment, extent | column blocks | flush, merge | scan |
+//! | `chunks/<id>.redb` | `commits` | first commit of the row | [`HistoryRow`] | flush | replica transfer |
 //!
 //! Keys are big-endian numbers side by side, so that they sort as the numbers do. Every value is framed: the
 //! xxh3-128 of key and body, 16 bytes big-endian, then the body. redb verifies nothing on read, and a frame also
@@ -16,18 +17,21 @@
 
 use std::fmt;
 
-use hypertide_proto::ids::{AccessId, Boot, ChunkId, ClusterId, Csn, DiskId, Epoch, Rid, TxnId};
+use hypertide_proto::{
+    decision::chain_after,
+    ids::{AccessId, Boot, ChunkId, ClusterId, Csn, DiskId, Epoch, Rid, TxnId},
+};
 use redb::{StorageError, Table, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::ChunkSpec;
+use crate::{ChunkSpec, CompressionSpec, tombstone::Delete};
 
 /// All tables have bytes for keys and framed bytes for values.
 pub(crate) type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 /// Shape of all that the store writes; another number is another shape.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 pub(crate) const IDENTITY: Definition = TableDefinition::new("identity");
 pub(crate) const IDENTITY_KEY: &[u8] = b"identity";
@@ -38,6 +42,12 @@ pub(crate) const HEADER: Definition = TableDefinition::new("header");
 pub(crate) const HEADER_KEY: &[u8] = b"header";
 pub(crate) const SEGMENTS: Definition = TableDefinition::new("segments");
 pub(crate) const EXTENTS: Definition = TableDefinition::new("extents");
+pub(crate) const COMMITS: Definition = TableDefinition::new("commits");
+
+/// The definition of a table by its name.
+pub(crate) const fn definition(name: &str) -> TableDefinition<'_, &'static [u8], &'static [u8]> {
+    TableDefinition::new(name)
+}
 
 const HASH_BYTES: usize = size_of::<u128>();
 const TXN_BYTES: usize = 3 * size_of::<u64>();
@@ -77,6 +87,52 @@ pub(crate) struct Manifest {
     pub(crate) segments: u64,
     /// Encoded bytes in it.
     pub(crate) bytes: u64,
+    /// The file may be further than this says, by commits that the journal does not have. Never in the file itself.
+    pub(crate) ahead: bool,
+    /// Rows of `flushed` that are not in its segments any more, because they were deleted.
+    pub(crate) removed: u64,
+    /// The last commit whose deletes took rows out of the segments. Older snapshots cannot be read any more.
+    pub(crate) horizon: Csn,
+    /// The last commit in it that deleted.
+    pub(crate) deleted: Csn,
+    /// Deletes in its header.
+    pub(crate) deletes: u64,
+    /// What of it is compressed.
+    pub(crate) compressed: Option<Compressed>,
+}
+
+/// What the compression of a chunk did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Compressed {
+    /// Rows in compressed segments.
+    pub(crate) rows: u64,
+    /// Encoded bytes that these took before.
+    pub(crate) before: u64,
+    /// Encoded bytes that they take now.
+    pub(crate) after: u64,
+}
+
+/// How a chunk is compressed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Compression {
+    /// As it was asked for.
+    pub(crate) spec: CompressionSpec,
+    /// Segments with smaller numbers are compressed, those that came since are not.
+    pub(crate) below: u64,
+}
+
+/// What a chunk's file knows beside its commits and segments, and a copy of it takes over.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Heritage {
+    /// As in [`Manifest`].
+    pub(crate) removed: u64,
+    pub(crate) horizon: Csn,
+    pub(crate) deleted: Csn,
+    pub(crate) compressed: Option<Compressed>,
+    /// As in [`FileHeader`].
+    pub(crate) deletes: Vec<Delete>,
+    /// How the first so many segments are compressed.
+    pub(crate) compression: Option<(CompressionSpec, u64)>,
 }
 
 /// A place in the sequence of a chunk's commits.
@@ -91,7 +147,7 @@ pub(crate) struct Point {
 }
 
 /// Head of a chunk's file: enough to rebuild the catalog's entry from the file alone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FileHeader {
     pub(crate) format: u32,
     pub(crate) spec: ChunkSpec,
@@ -100,6 +156,10 @@ pub(crate) struct FileHeader {
     pub(crate) segment_next: u64,
     /// Segments that were merged into others, with their number of extents: those may still be read by a scan.
     pub(crate) garbage: Vec<(u64, u32)>,
+    /// `None` for a chunk that is not compressed.
+    pub(crate) compression: Option<Compression>,
+    /// Deletes that its segments still hold rows of.
+    pub(crate) deletes: Vec<Delete>,
 }
 
 /// All of a part but its payload, which follows it.
@@ -120,12 +180,42 @@ pub(crate) struct DecisionRow {
     pub(crate) links: Vec<(ChunkId, Csn)>,
 }
 
+/// What is remembered of a commit after its rows are in segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CommitRow {
+    pub(crate) csn: Csn,
+    pub(crate) txn: TxnId,
+    /// [`crate::part_hash`] of its parts in the chunk.
+    pub(crate) hash: u128,
+    /// Rows in the chunk.
+    pub(crate) rows: u64,
+}
+
+/// Commits of a chunk that follow each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HistoryRow {
+    /// Where they begin: the commit before the first, and the chain there.
+    pub(crate) start: Point,
+    pub(crate) commits: Vec<CommitRow>,
+}
+
 /// Names a part for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PartKey {
     pub(crate) txn: TxnId,
     pub(crate) chunk: ChunkId,
     pub(crate) number: u32,
+}
+
+impl Point {
+    /// The place after one more commit.
+    pub(crate) fn after(self, commit: &CommitRow) -> Self {
+        Self {
+            csn: commit.csn,
+            chain: chain_after(self.chain, commit.csn, commit.hash),
+            rows: self.rows.saturating_add(commit.rows),
+        }
+    }
 }
 
 impl fmt::Display for PartKey {
@@ -200,6 +290,11 @@ pub(crate) fn unframe<'a>(key: &[u8], value: &'a [u8]) -> Option<&'a [u8]> {
     hash.update(key);
     hash.update(body);
     (head == hash.digest128().to_be_bytes()).then_some(body)
+}
+
+/// The body of a framed value that may be wrong.
+pub(crate) fn body_of(value: &[u8]) -> &[u8] {
+    value.get(HASH_BYTES..).unwrap_or_default()
 }
 
 /// MessagePack of a row.

@@ -1,13 +1,22 @@
 //! Wrong bytes and wrong directories: told in words, never returned as rows, never a panic.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout)]
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hypertide_proto::ids::ChunkId;
-use hypertide_storage::{ChunkStore, Error};
+use hypertide_storage::{ChunkStore, CompressionSpec, Error, Fault, StoreConfig};
 
 mod support;
-use support::*;
+use support::{
+    disk::{Image, Machine},
+    *,
+};
 
 const ROWS: i64 = 20_000;
 
@@ -222,29 +231,280 @@ async fn dropped_chunks_are_gone_after_a_restart() {
 }
 
 #[tokio::test]
-async fn memory_is_bounded_and_writers_go_on_after_a_flush() {
+async fn writers_wait_for_memory_and_no_row_is_dropped() {
+    const WRITERS: u64 = 8;
+    const BATCHES: u64 = 12;
     let dir = tempfile::tempdir().unwrap();
-    let mut config = config(dir.path());
-    let size = part(1, 0, &rows_of(1, 5000)).decoded_bytes as usize;
-    config.memory_bytes = size * 3;
-    let store = Arc::new(ChunkStore::open(config).unwrap());
-    for id in 1..=12u64 {
-        store.prepare(txn(id), vec![part(1, 0, &rows_of(id as i64, 5000))]).await.unwrap();
-        store.decide(&[commit(id, id, &[(1, id - 1)])]).unwrap();
-        assert!(store.memory_used() <= size * 4);
+    let size = part(1, 0, &rows_of(1, 1000)).decoded_bytes as usize;
+    // Less than all writers bring at once, and a tenth of what they bring in all.
+    let memory_bytes = size * (WRITERS as usize + 2) * 9 / 10;
+    let config = StoreConfig { memory_bytes, ..config(dir.path()) };
+    let store = ChunkStore::open(config).unwrap();
+    let most = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let writers = (1..=WRITERS).map(|chunk| {
+        let (store, most) = (Arc::clone(&store), Arc::clone(&most));
+        tokio::spawn(async move {
+            for batch in 1..=BATCHES {
+                let id = chunk * 100 + batch;
+                let rows = rows_of(id as i64, 1000);
+                let sent = || vec![part(chunk, 0, &rows)];
+                while let Err(error) = store.prepare(txn(id), sent()).await {
+                    assert!(matches!(error, Error::Overloaded(_)), "{error}");
+                }
+                most.fetch_max(store.memory_used(), std::sync::atomic::Ordering::SeqCst);
+                store.decide(&[commit(id, batch, &[(chunk, batch - 1)])]).unwrap();
+            }
+        })
+    });
+    for writer in futures::future::join_all(writers).await {
+        writer.unwrap();
     }
-    assert_eq!(read(&store, request(1, 12)).unwrap().len(), 60_000);
-    // Pending rows cannot be flushed: then a writer is told.
-    for id in 20..=23u64 {
-        let prepared = store.prepare(txn(id), vec![part(1, 0, &rows_of(9, 5000))]).await;
-        if let Err(error) = prepared {
-            assert!(matches!(error, Error::Overloaded(_)), "{error}");
-            return;
-        }
+    let most = most.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(most <= memory_bytes, "{most} of {memory_bytes} bytes were in use");
+    for chunk in 1..=WRITERS {
+        assert_eq!(read(&store, request(chunk, 99)).unwrap().len() as u64, BATCHES * 1000);
     }
-    panic!("more rows are in memory than may be");
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_flushed_fill_the_memory_and_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = rows_of(9, 5000);
+    let size = part(1, 0, &rows).decoded_bytes as usize;
+    let config = StoreConfig { memory_bytes: size * 2, ..config(dir.path()) };
+    let store = ChunkStore::open(config).unwrap();
+    for id in 1..=2 {
+        store.prepare(txn(id), vec![part(1, 0, &rows)]).await.unwrap();
+    }
+    let refused = store.prepare(txn(3), vec![part(1, 0, &rows)]).await.unwrap_err();
+    assert!(matches!(refused, Error::Overloaded(_)), "{refused}");
+    assert_eq!(store.pending(&[]).len(), 2);
+    store.decide(&[abort(1)]).unwrap();
+    store.prepare(txn(3), vec![part(1, 0, &rows)]).await.unwrap();
 }
 
 fn batch_hash(payload: &[u8]) -> u128 {
     hypertide_storage::batch::hash(payload)
+}
+
+/// What a node that was stopped holds: chunk 1 compressed, 2 of several segments, 3 only in the journal, where there
+/// also is a transaction of chunk 2 that is not decided.
+struct Populated {
+    image: Image,
+    rows: BTreeMap<u64, Vec<Row>>,
+    pending: Vec<Row>,
+}
+
+fn on(machine: &Machine) -> Result<Arc<ChunkStore>, Error> {
+    let config = StoreConfig { background: false, ..config(Path::new("/data")) };
+    ChunkStore::open_on(config, Arc::new(machine.clone()))
+}
+
+async fn populated() -> Populated {
+    let machine = Machine::default();
+    let store = on(&machine).unwrap();
+    let mut rows: BTreeMap<u64, Vec<Row>> = BTreeMap::new();
+    for (id, chunk) in (1..).zip([1, 1, 2, 2, 2, 3]) {
+        let noise = |i: i64| {
+            let device = format!("{:x}", Random((id * 1000 + i) as u64).next());
+            (id * 1_000_000 + i, device, Some(i as f64 / 7.0))
+        };
+        let came: Vec<Row> = (0..600).map(noise).collect();
+        let id = id as u64;
+        store.prepare(txn(id), vec![part(chunk, 0, &came)]).await.unwrap();
+        let prev = store.report(&[ChunkId(chunk)])[0].applied_csn.0;
+        store.decide(&[commit(id, id * 10, &[(chunk, prev)])]).unwrap();
+        rows.entry(chunk).or_default().extend(came);
+        store.flush(&[ChunkId(1), ChunkId(2)]).unwrap();
+    }
+    store.compress(ChunkId(1), CompressionSpec::default()).unwrap();
+    let pending = rows_of(99, 50);
+    store.prepare(txn(99), vec![part(2, 0, &pending)]).await.unwrap();
+    store.close();
+    rows.values_mut().for_each(|rows| rows.sort_by(|a, b| a.partial_cmp(b).unwrap()));
+    Populated { image: machine.image(), rows, pending }
+}
+
+/// Makes one thing wrong at a random place; gives the files concerned.
+fn corrupt(image: &mut Image, random: &mut Random) -> (String, Vec<PathBuf>) {
+    let paths = image.paths();
+    let path = paths[random.below(paths.len() as u64) as usize].clone();
+    let mut bytes = image.bytes(&path).to_vec();
+    let at = random.below(bytes.len() as u64) as usize;
+    let what = match random.below(8) {
+        0..=2 => {
+            bytes[at] ^= 1 << random.below(8);
+            format!("flip a bit at {at}")
+        }
+        3..=4 => {
+            let end = (at + (1 << random.below(14)) as usize).min(bytes.len());
+            bytes[at..end].fill(0);
+            format!("zero {at}..{end}")
+        }
+        5 => {
+            bytes.truncate(at);
+            format!("truncate to {at}")
+        }
+        6 => {
+            // Two pages of a file change places.
+            let pages = bytes.len() / 4096;
+            let (one, other) = (random.below(pages as u64), random.below(pages as u64));
+            let page = |page: u64| page as usize * 4096..(page as usize + 1) * 4096;
+            let (first, second) = (bytes[page(one)].to_vec(), bytes[page(other)].to_vec());
+            bytes[page(one)].copy_from_slice(&second);
+            bytes[page(other)].copy_from_slice(&first);
+            format!("swap pages {one} and {other}")
+        }
+        _ => {
+            let other = &paths[random.below(paths.len() as u64) as usize];
+            let theirs = image.bytes(other).to_vec();
+            image.set_bytes(other, bytes.clone());
+            bytes = theirs;
+            let what = format!("swap {} and {}", path.display(), other.display());
+            image.set_bytes(&path, bytes);
+            return (what, vec![path, other.clone()]);
+        }
+    };
+    image.set_bytes(&path, bytes);
+    (format!("{what} of {}", path.display()), vec![path])
+}
+
+/// Opens a disk on which something is wrong. Whatever it gives is right; tells whether anything was noticed.
+fn survive(image: &Image, whole: &Populated, (what, files): (&str, &[PathBuf])) -> bool {
+    let Ok(store) = on(&Machine::new(image.clone())) else { return true };
+    let chunk_file = |chunk: u64| PathBuf::from(format!("/data/chunks/{chunk}.redb"));
+    let journal = files.iter().any(|file| !file.starts_with("/data/chunks"));
+    let mut noticed = !store.damaged().is_empty();
+    for (chunk, rows) in &whole.rows {
+        let checked = store.check(ChunkId(*chunk)).unwrap();
+        let mut request = request(*chunk, 99);
+        request.own = Some(txn(99));
+        match read(&store, request) {
+            Ok(found) => {
+                let mut expected = rows.clone();
+                if *chunk == 2 {
+                    expected.extend(whole.pending.clone());
+                    expected.sort_by(|a, b| a.partial_cmp(b).unwrap());
+                }
+                assert_eq!(found.len(), expected.len(), "{what}: chunk {chunk}");
+                assert!(found == expected, "{what}: chunk {chunk} has other rows");
+                assert_eq!(checked.faults, [], "{what}: chunk {chunk} is read all the same");
+            }
+            Err(Error::Damaged { chunk: told, .. }) => {
+                assert_eq!(told, ChunkId(*chunk), "{what}");
+                assert!(store.damaged().contains(&told), "{what}: chunk {chunk} is not told of");
+                let concerned = journal || files.contains(&chunk_file(*chunk));
+                assert!(concerned, "{what}: chunk {chunk} suffers for another");
+                noticed = true;
+            }
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+    noticed
+}
+
+async fn corrupt_often(seed: u64, times: usize) {
+    let whole = populated().await;
+    assert!(!survive(&whole.image, &whole, ("nothing", &[])), "nothing is wrong");
+    let mut random = Random(seed);
+    let mut noticed = 0;
+    for round in 0..times {
+        let mut image = whole.image.clone();
+        let (what, files) = corrupt(&mut image, &mut random);
+        let what = format!("seed {seed}, round {round}: {what}");
+        noticed += usize::from(survive(&image, &whole, (&what, &files)));
+    }
+    // The rest hit bytes that nothing lies in.
+    assert!(noticed * 4 > times, "only {noticed} of {times} were noticed");
+    println!("{noticed} of {times} were noticed");
+}
+
+#[tokio::test]
+async fn corruptions_of_a_node_give_no_wrong_row() {
+    corrupt_often(1, 1000).await;
+}
+
+#[tokio::test]
+async fn more_corruptions_of_a_node_give_no_wrong_row() {
+    corrupt_often(2, 1000).await;
+}
+
+#[tokio::test]
+async fn a_check_names_what_is_wrong_and_where() {
+    let whole = populated().await;
+    let path = Path::new("/data/chunks/1.redb");
+    let mut image = whole.image.clone();
+    let mut bytes = image.bytes(path).to_vec();
+    // The second block of the file's extents: its frame says which it is.
+    let frames: Vec<usize> =
+        (0..bytes.len() - 4).filter(|at| bytes[*at..].starts_with(b"HTsg")).collect();
+    let frame = frames.iter().copied().find(|at| bytes[at + 32..at + 36] == 2u32.to_le_bytes());
+    bytes[frame.unwrap() + 70] ^= 1;
+    image.set_bytes(path, bytes);
+    let store = on(&Machine::new(image)).unwrap();
+    let report = store.check(ChunkId(1)).unwrap();
+    let [Fault { segment, column, block, extent, offset, what }] = &report.faults[..] else {
+        panic!("{report:?}");
+    };
+    assert_eq!((column.as_deref(), *block, *extent), (Some("reading"), Some(0), Some(0)));
+    assert!(segment.is_some() && offset.is_some());
+    assert_eq!(what, "the checksum does not match");
+    assert_eq!(store.damaged(), [ChunkId(1)]);
+    assert_eq!(store.integrity_stats().faults, 1);
+    let refused = read(&store, request(1, 99)).unwrap_err().to_string();
+    let place = format!("column \"reading\", block 0, extent 0 at offset {}", offset.unwrap());
+    assert!(refused.contains("has wrong bytes") && refused.contains(&place), "{refused}");
+    assert_eq!(store.check(ChunkId(2)).unwrap().faults, []);
+}
+
+#[tokio::test]
+async fn the_scrub_finds_rot_by_itself() {
+    let whole = populated().await;
+    let machine = Machine::new(whole.image.clone());
+    let config = StoreConfig {
+        scrub_bytes_per_second: 1 << 30,
+        cache_bytes: 0,
+        ..config(Path::new("/data"))
+    };
+    let store = ChunkStore::open_on(config, Arc::new(machine.clone())).unwrap();
+    let path = Path::new("/data/chunks/2.redb");
+    let mut bytes = whole.image.bytes(path).to_vec();
+    let frame = (0..bytes.len() - 4).rfind(|at| bytes[*at..].starts_with(b"HTsg")).unwrap();
+    bytes[frame + 60] ^= 1;
+    machine.set_bytes(path, bytes);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while store.damaged() != [ChunkId(2)] {
+        assert!(Instant::now() < deadline, "{:?}", store.integrity_stats());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    while store.integrity_stats().scrubbed_files < 2 {
+        assert!(Instant::now() < deadline, "{:?}", store.integrity_stats());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(store.integrity_stats().scrubbed_bytes > 10_000);
+}
+
+#[tokio::test]
+async fn few_files_stay_open_and_extents_stay_within_their_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig { open_files_max: 3, cache_bytes: 100_000, ..config(dir.path()) };
+    let store = ChunkStore::open(config).unwrap();
+    for chunk in 1..=10 {
+        store.prepare(txn(chunk), vec![part(chunk, 0, &rows_of(1, 2000))]).await.unwrap();
+        store.decide(&[commit(chunk, chunk, &[(chunk, 0)])]).unwrap();
+    }
+    store.flush(&[]).unwrap();
+    for _ in 0..2 {
+        for chunk in 1..=10 {
+            assert_eq!(read(&store, request(chunk, 99)).unwrap().len(), 2000);
+            assert!(store.open_files() <= 3, "{} files are open", store.open_files());
+            assert!(store.cache_stats().bytes <= 100_000);
+        }
+    }
+    assert!(store.cache_stats().hits > 0, "{:?}", store.cache_stats());
+    // Who reads keeps a file open whatever the bound.
+    let scans: Vec<_> = (1..=10).map(|chunk| store.scan(request(chunk, 99)).unwrap()).collect();
+    for scan in scans {
+        assert_eq!(scan.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 2000);
+    }
 }

@@ -1,191 +1,24 @@
 //! A data node over real gRPC against access nodes that are scripted.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::{
-    path::Path,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use hypertide_proto::{
     client::Channels,
     error::{Code, RpcError},
-    ids::{ClusterId, Incarnation, NodeId, Rid},
+    ids::{ClusterId, Incarnation, Rid},
     wire::{
-        self,
-        meta::{
-            meta_server::{Meta, MetaServer},
-            *,
-        },
-        storage::{AdoptRequest, ChunksRequest, DecideRequest, PrepareRequest},
-        types,
+        meta::HeartbeatRequest,
+        storage::{AdoptRequest, ChunksRequest, DecideRequest},
     },
 };
-use hypertide_storage::{DataNode, Error, Membership, NodeConfig, Part};
-use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+use hypertide_storage::{DataNode, Error, Membership, NodeConfig};
 
 mod support;
 use support::*;
-
-const CLUSTER: ClusterId = ClusterId([7; 16]);
-const RID: Rid = Rid { node: NodeId(3), incarnation: Incarnation(1) };
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What the scripted access node was told, and what it answers.
-#[derive(Default)]
-struct Script {
-    address: String,
-    registered: Vec<RegisterRequest>,
-    heartbeats: Vec<HeartbeatRequest>,
-    resolved: Vec<ResolveRequest>,
-    decisions: Vec<types::Decision>,
-    dropped: Vec<u64>,
-    refusal: Option<String>,
-}
-
-#[derive(Clone, Default)]
-struct Access(Arc<Mutex<Script>>);
-
-impl Access {
-    fn with<T>(&self, work: impl FnOnce(&mut Script) -> T) -> T {
-        work(&mut self.0.lock().unwrap())
-    }
-
-    /// Waits until the script satisfies a condition.
-    async fn until(&self, what: &str, condition: impl Fn(&Script) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.with(|script| condition(script)) {
-            assert!(Instant::now() < deadline, "waited in vain: {what}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-}
-
-fn unexpected<T>() -> Result<Response<T>, Status> {
-    Err(Status::unimplemented("a data node does not ask this"))
-}
-
-#[tonic::async_trait]
-impl Meta for Access {
-    async fn identity(
-        &self,
-        _: Request<IdentityRequest>,
-    ) -> Result<Response<IdentityReply>, Status> {
-        unexpected()
-    }
-
-    async fn init(&self, _: Request<InitRequest>) -> Result<Response<InitReply>, Status> {
-        unexpected()
-    }
-
-    async fn propose(&self, _: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
-        unexpected()
-    }
-
-    async fn read_barrier(
-        &self,
-        _: Request<ReadBarrierRequest>,
-    ) -> Result<Response<ReadBarrierReply>, Status> {
-        unexpected()
-    }
-
-    async fn register(
-        &self,
-        request: Request<RegisterRequest>,
-    ) -> Result<Response<RegisterReply>, Status> {
-        self.with(|script| {
-            script.registered.push(request.into_inner());
-            if let Some(refusal) = &script.refusal {
-                return Err(RpcError::new(Code::WrongNode, refusal).into());
-            }
-            let access = vec![Member { access: 1, rpc: script.address.clone() }];
-            let name = "d3".to_owned();
-            let cluster = CLUSTER.0.to_vec().into();
-            Ok(Response::new(RegisterReply { cluster, rid: Some(RID.into()), name, access }))
-        })
-    }
-
-    async fn heartbeat(
-        &self,
-        request: Request<HeartbeatRequest>,
-    ) -> Result<Response<HeartbeatReply>, Status> {
-        self.with(|script| {
-            script.heartbeats.push(request.into_inner());
-            let access = vec![Member { access: 1, rpc: script.address.clone() }];
-            let dropped = script.dropped.clone();
-            Ok(Response::new(HeartbeatReply { resync: false, access, leader: 1, dropped }))
-        })
-    }
-
-    async fn resolve(
-        &self,
-        request: Request<ResolveRequest>,
-    ) -> Result<Response<ResolveReply>, Status> {
-        self.with(|script| {
-            script.resolved.push(request.into_inner());
-            Ok(Response::new(ResolveReply { decisions: script.decisions.clone() }))
-        })
-    }
-
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        unexpected()
-    }
-}
-
-async fn access_node() -> Access {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let access = Access::default();
-    access.with(|script| script.address = listener.local_addr().unwrap().to_string());
-    let server = tonic::transport::Server::builder().add_service(MetaServer::new(access.clone()));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    access
-}
-
-async fn data_node(dir: &Path, name: &str, access: &[&Access]) -> (Arc<DataNode>, String) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let rpc = listener.local_addr().unwrap().to_string();
-    let config = NodeConfig {
-        store: config(dir),
-        name: name.to_owned(),
-        access: access.iter().map(|access| access.with(|script| script.address.clone())).collect(),
-        rpc: rpc.clone(),
-        http: "127.0.0.1:1".into(),
-        channels: Channels::default(),
-    };
-    let node = DataNode::start(config).await.unwrap();
-    let server = tonic::transport::Server::builder().add_routes(node.routes());
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    (node, rpc)
-}
-
-fn wire_part(part: Part) -> wire::storage::Part {
-    wire::storage::Part {
-        spec: Some(wire::storage::ChunkSpec {
-            chunk: part.spec.chunk.0,
-            table: part.spec.table.0,
-            time_column: part.spec.time_column.unwrap_or_default(),
-            order_columns: part.spec.order_columns,
-        }),
-        epoch: part.epoch.0,
-        part: part.number,
-        rows: part.rows,
-        hash: part.hash.to_be_bytes().to_vec().into(),
-        payload: part.payload,
-        decoded_bytes: part.decoded_bytes,
-    }
-}
-
-fn prepare_request(seq: u64, parts: Vec<Part>) -> PrepareRequest {
-    PrepareRequest {
-        cluster: CLUSTER.0.to_vec().into(),
-        txn: Some(txn(seq).into()),
-        rid: Some(RID.into()),
-        parts: parts.into_iter().map(wire_part).collect(),
-        deadline_ms: 10_000,
-    }
-}
+#[path = "support/cluster.rs"]
+mod cluster;
+use cluster::*;
 
 #[tokio::test]
 async fn a_node_registers_serves_and_reports_its_progress() {
@@ -337,5 +170,92 @@ async fn refusals_and_wrong_addressees_are_told_in_words() {
         "{refused}"
     );
     assert!(node.failed().await.to_string().contains("d3 was removed"));
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_disk_under_a_new_incarnation_serves_nothing_of_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let access = access_node().await;
+    let (node, rpc) = data_node(dir.path(), "d3", &[&access]).await;
+    node.ready().await.unwrap();
+    for (seq, chunk) in [(1, 5), (2, 6)] {
+        let parts = vec![part(chunk, 0, &rows_of(seq, 20))];
+        node.store().prepare(txn(seq as u64), parts).await.unwrap();
+    }
+    node.store().decide(&[commit(1, 70, &[(5, 0)])]).unwrap();
+    node.store().flush(&[]).unwrap();
+    node.shutdown().await;
+    drop(node);
+    // It was rolled back, say: what it tells of itself at its registration gives it away.
+    access.with(Script::distrust);
+    let (node, _) = data_node(dir.path(), "d3", &[&access]).await;
+    node.ready().await.unwrap();
+    let told = access.with(|script| script.registered.last().unwrap().clone());
+    let told: Vec<_> = told.progress.iter().map(|p| (p.chunk, p.applied_csn, p.rows)).collect();
+    assert_eq!(told, [(5, 70, 20), (6, 0, 0)]);
+    let second = Rid { incarnation: Incarnation(2), ..RID };
+    assert_eq!(node.membership().unwrap().rid, second);
+    assert!(node.store().report(&[]).is_empty());
+    assert!(node.store().pending(&[]).is_empty());
+    assert!(read(node.store(), request(5, 99)).unwrap().is_empty());
+    assert!(dir.path().join("aside").join("n3i1").join("5.redb").exists());
+    // Also while it runs: it stops taking part until it has registered anew.
+    node.store().prepare(txn(3), vec![part(5, 0, &rows_of(3, 20))]).await.unwrap();
+    access.with(Script::distrust);
+    let third = Rid { incarnation: Incarnation(3), ..RID };
+    let deadline = Instant::now() + PATIENCE;
+    while node.membership().unwrap().rid != third || !node.serving() {
+        assert!(Instant::now() < deadline, "it does not register again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(node.store().report(&[]).is_empty());
+    let mut client = Channels::default().storage(&rpc).unwrap();
+    let late = client.prepare(prepare_request(4, Vec::new())).await.unwrap_err();
+    assert!(!late.message().is_empty());
+    let anew = |beat: &HeartbeatRequest| beat.full && beat.rid == Some(third.into());
+    access.until("it tells all anew", |script| script.heartbeats.iter().any(anew)).await;
+    node.shutdown().await;
+    // Nothing of it is in the way of the next start.
+    drop(node);
+    let (node, _) = data_node(dir.path(), "", &[&access]).await;
+    node.ready().await.unwrap();
+    assert_eq!(node.membership().unwrap().rid, third);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_dropped_chunk_stays_while_a_part_of_it_is_pending() {
+    let dir = tempfile::tempdir().unwrap();
+    let access = access_node().await;
+    let (node, _) = data_node(dir.path(), "d3", &[&access]).await;
+    node.ready().await.unwrap();
+    for chunk in [5, 6] {
+        node.store().prepare(txn(chunk), vec![part(chunk, 0, &rows_of(1, 9))]).await.unwrap();
+    }
+    node.store().decide(&[commit(5, 70, &[(5, 0)])]).unwrap();
+    access.with(|script| {
+        script.dropped = vec![5, 6];
+        script.heartbeats.clear();
+    });
+    let chunks = |node: &DataNode| -> Vec<u64> {
+        node.store().report(&[]).iter().map(|report| report.chunk.0).collect()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while chunks(&node) != [6] {
+        assert!(Instant::now() < deadline, "the other chunk is not dropped");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The one that stays is told again, so that an answer as of now decides.
+    access.with(|script| script.heartbeats.clear());
+    let again = |beat: &HeartbeatRequest| !beat.full && beat.progress.iter().any(|p| p.chunk == 6);
+    access.until("it is told again", |script| script.heartbeats.iter().any(again)).await;
+    assert_eq!(chunks(&node), [6]);
+    access.with(|script| script.decisions = vec![abort(6).into()]);
+    let deadline = Instant::now() + PATIENCE;
+    while !chunks(&node).is_empty() {
+        assert!(Instant::now() < deadline, "the chunk is not dropped");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     node.shutdown().await;
 }

@@ -1,11 +1,19 @@
 //! What a scan gives: exactly the columns asked for, the rows of its snapshot, and never too few after pruning.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use arrow::datatypes::{DataType, Field, Schema};
-use hypertide_proto::predicate::{Predicate, Term, Test, Value};
-use hypertide_storage::{ChunkStore, Error, ScanRequest};
+use arrow::{
+    array::{Array, AsArray},
+    datatypes::{DataType, Field, Schema},
+};
+use hypertide_proto::{
+    ids::{ChunkId, Csn},
+    predicate::{Predicate, Term, Test, Value},
+};
+use hypertide_storage::{
+    ChunkStore, CompressionSpec, Error, OLDER_ROWS_KEY, ScanRequest, StoreConfig, Top,
+};
 
 mod support;
 use support::*;
@@ -44,7 +52,7 @@ fn passes(row: &Row, test: &Test, column: &str) -> bool {
 }
 
 #[tokio::test]
-async fn pruning_never_loses_a_row() {
+async fn exactly_the_rows_that_pass_come_out() {
     let dir = tempfile::tempdir().unwrap();
     let store = filled(dir.path()).await;
     let all = read(&store, request(1, 99)).unwrap();
@@ -72,9 +80,7 @@ async fn pruning_never_loses_a_row() {
             let mut scan = store.scan(request).unwrap();
             let mut found: Vec<Row> = Vec::new();
             for batch in scan.by_ref() {
-                found.extend(
-                    rows_in(&batch.unwrap()).iter().filter(|r| passes(r, &test, column)).cloned(),
-                );
+                found.extend(rows_in(&batch.unwrap()));
             }
             skipped += scan.stats().segments_skipped + scan.stats().blocks_skipped;
             found.sort_by(|a, b| a.partial_cmp(b).unwrap());
@@ -162,4 +168,276 @@ async fn scans_see_one_moment_while_rows_are_written_and_flushed() {
         store.decide(&[commit(id, id, &[(1, id - 1)])]).unwrap();
     }
     assert!(tokio::task::spawn_blocking(|| reader.join().unwrap()).await.unwrap() > 5);
+}
+
+/// As [`filled`], with segments whose series have an index, and the recent rows.
+async fn series(dir: &std::path::Path) -> (Arc<ChunkStore>, Vec<Row>) {
+    let store = ChunkStore::open(config(dir)).unwrap();
+    let mut all = Vec::new();
+    for id in 1..=3u64 {
+        let rows: Vec<Row> = (0..24_000i64)
+            .map(|i| (id as i64 * 1_000_000 + i / 4, format!("d{}", i % 4), Some(i as f64 / 8.0)))
+            .collect();
+        store.prepare(txn(id), vec![part(1, 0, &rows)]).await.unwrap();
+        store.decide(&[commit(id, id * 10, &[(1, (id - 1) * 10)])]).unwrap();
+        if id < 3 {
+            store.flush(&[]).unwrap();
+        }
+        all.extend(rows);
+    }
+    (store, all)
+}
+
+fn only(column: &str, test: Test) -> Predicate {
+    Predicate { terms: vec![Term { column: column.into(), test }] }
+}
+
+#[tokio::test]
+async fn the_rows_of_one_series_are_read_without_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, all) = series(dir.path()).await;
+    let asked = |predicate: Predicate| ScanRequest { predicate, ..request(1, 99) };
+    let mut predicate = only("device", Test::In(vec![Value::Text("d2".into())]));
+    let mut scan = store.scan(asked(predicate.clone())).unwrap();
+    let mut found: Vec<Row> = scan.by_ref().flat_map(|batch| rows_in(&batch.unwrap())).collect();
+    found.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    let mut expected: Vec<Row> = all.iter().filter(|row| row.1 == "d2").cloned().collect();
+    expected.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    assert_eq!(found, expected);
+    let stats = scan.stats();
+    // A series of 6,000 rows is a block of its own; only recent rows are left out one by one.
+    assert_eq!((stats.blocks, stats.blocks_skipped, stats.rows_skipped), (8, 6, 18_000));
+    assert!(stats.bytes_skipped > 0, "{stats:?}");
+    // Of a column that is not asked for nothing is given, and where no row passes nothing else is decoded.
+    let odd = Test::In(vec![Value::Float(0.06)]);
+    predicate.terms.push(Term { column: "reading".into(), test: odd });
+    let columns = Arc::new(Schema::new(vec![schema().field(0).clone()]));
+    let mut scan = store.scan(ScanRequest { columns, ..asked(predicate) }).unwrap();
+    assert_eq!(scan.by_ref().map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 0);
+    let none = only("device", Test::In(vec![Value::Text("d9".into())]));
+    let mut scan = store.scan(asked(none)).unwrap();
+    assert!(scan.by_ref().all(|batch| batch.unwrap().num_rows() == 0));
+    assert_eq!(scan.stats().segments_skipped, 2);
+    assert_eq!(scan.stats().bytes_read, 0);
+}
+
+#[tokio::test]
+async fn the_last_rows_come_first_and_the_rest_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, mut all) = series(dir.path()).await;
+    let top = |descending, rows| Top { column: "time".into(), descending, rows };
+    all.sort_by_key(|row| row.0);
+    let some = only("device", Test::In(vec![Value::Text("d1".into()), Value::Text("d3".into())]));
+    for predicate in [Predicate::default(), some] {
+        let passing = |row: &&Row| predicate.terms.is_empty() || row.1 == "d1" || row.1 == "d3";
+        let times: Vec<i64> = all.iter().filter(passing).map(|row| row.0).collect();
+        for snapshot in [25u64, 99] {
+            let visible = |time: &&i64| **time / 1_000_000 * 10 <= snapshot as i64;
+            let times: Vec<i64> = times.iter().filter(visible).copied().collect();
+            for (descending, rows) in
+                [(true, 1), (true, 7), (false, 1), (false, 100), (true, 30_000), (false, 99_999)]
+            {
+                let asked = ScanRequest { predicate: predicate.clone(), ..request(1, snapshot) };
+                let mut scan = store.scan(asked).unwrap().top(&top(descending, rows)).unwrap();
+                let found: Vec<i64> =
+                    scan.by_ref().flat_map(|b| rows_in(&b.unwrap())).map(|row| row.0).collect();
+                let mut expected = times.clone();
+                if descending {
+                    expected.reverse();
+                }
+                expected.truncate(rows);
+                assert_eq!(found, expected, "{rows} {descending} at {snapshot}");
+                if rows == 1 {
+                    let stats = scan.stats();
+                    assert!(stats.blocks_skipped >= stats.blocks / 2, "{stats:?}");
+                }
+            }
+        }
+    }
+    let scan = |top: &Top| store.scan(request(1, 99)).unwrap().top(top);
+    assert_eq!(scan(&top(true, 0)).unwrap().count(), 0);
+    let unordered = Top { column: "device".into(), descending: true, rows: 1 };
+    assert!(scan(&unordered).unwrap_err().to_string().contains("gives no order"));
+    let absent = Top { column: "absent".into(), descending: true, rows: 1 };
+    assert!(scan(&absent).unwrap_err().to_string().contains("must be read with it"));
+}
+
+#[tokio::test]
+async fn a_limit_ends_a_scan() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = series(dir.path()).await;
+    for limit in [0u64, 1, 6000, 6001, 50_000, 71_999, 72_000, 99_999] {
+        let mut scan = store.scan(request(1, 99)).unwrap().limit(limit);
+        let rows: usize = scan.by_ref().map(|batch| batch.unwrap().num_rows()).sum();
+        assert_eq!(rows as u64, limit.min(72_000));
+        assert_eq!(scan.stats().rows, limit.min(72_000));
+    }
+    let mut scan = store.scan(request(1, 99)).unwrap().limit(10);
+    assert_eq!(scan.by_ref().count(), 1);
+}
+
+#[tokio::test]
+async fn texts_come_as_dictionaries_where_that_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, all) = series(dir.path()).await;
+    let text = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+    let field = Field::new("device", text, true);
+    let columns = Arc::new(Schema::new(vec![field]));
+    let predicate = only("device", Test::Gt(Value::Text("d0".into())));
+    let asked = ScanRequest { columns: Arc::clone(&columns), predicate, ..request(1, 99) };
+    let mut found: Vec<String> = Vec::new();
+    for batch in store.scan(asked).unwrap() {
+        let batch = batch.unwrap();
+        assert_eq!(batch.schema(), columns);
+        let plain = arrow::compute::cast(batch.column(0), &DataType::Utf8).unwrap();
+        let plain = plain.as_string::<i32>();
+        found.extend(plain.iter().map(|device| device.unwrap().to_owned()));
+    }
+    found.sort();
+    let mut expected: Vec<String> = all.into_iter().map(|row| row.1).collect();
+    expected.retain(|device| device != "d0");
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn older_rows_have_the_value_that_the_reader_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = filled(dir.path()).await;
+    let with = |text: &str| {
+        let value = [(OLDER_ROWS_KEY.to_owned(), text.to_owned())].into();
+        let field = Field::new("added", DataType::Int32, true).with_metadata(value);
+        let columns = Arc::new(Schema::new(vec![field]));
+        store.scan(ScanRequest { columns, ..request(1, 99) }).unwrap()
+    };
+    let mut rows = 0;
+    for batch in with("42") {
+        let batch = batch.unwrap();
+        let added = batch.column(0).as_primitive::<arrow::datatypes::Int32Type>();
+        assert!(added.iter().all(|value| value == Some(42)));
+        rows += added.len();
+    }
+    assert_eq!(rows, 4 * ROWS as usize);
+    let refused = with("many").next().unwrap().unwrap_err();
+    assert!(refused.to_string().contains("\"added\""), "{refused}");
+}
+
+#[tokio::test]
+async fn a_scan_that_finds_nothing_says_so_now_and_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ChunkStore::open(config(dir.path())).unwrap();
+    let rows: Vec<Row> = (0..300_000).map(|i| (i, "d".into(), Some((i % 100) as f64))).collect();
+    store.prepare(txn(1), vec![part(1, 0, &rows)]).await.unwrap();
+    store.decide(&[commit(1, 10, &[(1, 0)])]).unwrap();
+    store.flush(&[]).unwrap();
+    let predicate = only("reading", Test::In(vec![Value::Float(50.5)]));
+    let mut scan = store.scan(ScanRequest { predicate, ..request(1, 99) }).unwrap();
+    let first = scan.next().unwrap().unwrap();
+    assert_eq!((first.num_rows(), first.schema()), (0, schema()));
+    assert!(scan.stats().blocks_skipped == 0 && scan.stats().rows_skipped < 300_000);
+    assert!(scan.by_ref().all(|batch| batch.unwrap().num_rows() == 0));
+    assert_eq!(scan.stats().rows_skipped, 300_000);
+}
+
+#[tokio::test]
+async fn a_summary_is_exact_or_not_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, all) = series(dir.path()).await;
+    let chunk = ChunkId(1);
+    // Recent rows, then rows that are newer than the snapshot.
+    assert_eq!(store.summary(chunk, Csn(99)).unwrap(), None);
+    assert_eq!(store.summary(chunk, Csn(15)).unwrap(), None);
+    let stored = store.summary(chunk, Csn(25)).unwrap().expect("all of it is in segments");
+    assert_eq!(stored.rows, 48_000);
+    store.flush(&[]).unwrap();
+    let summary = store.summary(chunk, Csn(99)).unwrap().expect("all of it is in segments");
+    assert_eq!(summary.rows, all.len() as u64);
+    let column = |name: &str| summary.columns[name].clone();
+    let extremes = |min, max| Some(Some((min, max)));
+    let time = column("time");
+    assert_eq!(time.extremes, extremes(Value::Int(1_000_000), Value::Int(3_005_999)));
+    assert!(time.distinct.abs_diff(18_000) < 3_600, "{time:?}");
+    let device = column("device");
+    assert_eq!(device.extremes, extremes(Value::Text("d0".into()), Value::Text("d3".into())));
+    assert_eq!((device.distinct, device.nulls, device.sum), (4, 0, None));
+    let reading = column("reading");
+    assert_eq!(reading.extremes, extremes(Value::Float(0.0), Value::Float(23_999.0 / 8.0)));
+    let none = store.summary(ChunkId(77), Csn(99)).unwrap().expect("nothing is exact");
+    assert_eq!((none.rows, none.columns.len()), (0, 0));
+}
+
+/// Checks every way to read a chunk from which a delete took rows.
+fn check_without(store: &ChunkStore, gone: &Gone, all: &[Row]) {
+    let left = |row: &&Row| !gone.takes(row.0 as u64 / 1_000_000 * 10, row);
+    let left: Vec<&Row> = all.iter().filter(left).collect();
+    assert!(left.len() < all.len());
+    // The columns of the delete are neither wanted nor asked about.
+    let late = only("reading", Test::GtEq(Value::Float(1_000.0)));
+    let columns = Arc::new(Schema::new(vec![schema().field(2).clone()]));
+    let asked = ScanRequest { columns, predicate: late, ..request(1, 99) };
+    let scan = store.scan(asked).unwrap();
+    let count: usize = scan.map(|batch| batch.unwrap().num_rows()).sum();
+    let passing = left.iter().filter(|row| row.2.is_some_and(|reading| reading >= 1_000.0));
+    assert_eq!(count, passing.count());
+    // By series, which have an index.
+    for device in ["d1", "d3"] {
+        let one = only("device", Test::In(vec![Value::Text(device.into())]));
+        let rows = read(store, ScanRequest { predicate: one, ..request(1, 99) }).unwrap();
+        assert_eq!(rows.len(), left.iter().filter(|row| row.1 == device).count(), "{device}");
+    }
+    // In order: the best rows are among those that are gone.
+    let mut times: Vec<i64> = left.iter().map(|row| row.0).collect();
+    times.sort_unstable();
+    for (descending, rows) in [(true, 9), (false, 9), (true, 20_000)] {
+        let top = Top { column: "time".into(), descending, rows };
+        let scan = store.scan(request(1, 99)).unwrap().top(&top).unwrap();
+        let found: Vec<i64> = scan.flat_map(|b| rows_in(&b.unwrap())).map(|row| row.0).collect();
+        let mut expected = times.clone();
+        if descending {
+            expected.reverse();
+        }
+        expected.truncate(rows);
+        assert_eq!(found, expected, "{rows} {descending}");
+    }
+}
+
+#[tokio::test]
+async fn deleted_rows_stay_out_of_every_way_to_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        StoreConfig { version_age: Duration::ZERO, background: false, ..config(dir.path()) };
+    let store = ChunkStore::open(config).unwrap();
+    let mut all = Vec::new();
+    for id in 1..=3u64 {
+        let rows: Vec<Row> = (0..24_000i64)
+            .map(|i| (id as i64 * 1_000_000 + i / 4, format!("d{}", i % 4), Some(i as f64 / 8.0)))
+            .collect();
+        store.prepare(txn(id), vec![part(1, 0, &rows)]).await.unwrap();
+        store.decide(&[commit(id, id * 10, &[(1, (id - 1) * 10)])]).unwrap();
+        if id < 3 {
+            store.flush(&[]).unwrap();
+        }
+        all.extend(rows);
+    }
+    let gone = Gone { snapshot: 30, device: "d3".into(), until: 3_005_999 };
+    store.prepare(txn(4), vec![delete(1, 0, &gone)]).await.unwrap();
+    // Not before it is committed.
+    assert_eq!(read(&store, request(1, 99)).unwrap().len(), all.len());
+    store.decide(&[commit(4, 40, &[(1, 30)])]).unwrap();
+    // The delete and the last rows in memory, then all in segments, then the rows taken out.
+    check_without(&store, &gone, &all);
+    assert_eq!(store.summary(ChunkId(1), Csn(99)).unwrap(), None);
+    store.flush(&[]).unwrap();
+    check_without(&store, &gone, &all);
+    assert_eq!(store.summary(ChunkId(1), Csn(99)).unwrap(), None, "the zones know the rows still");
+    // The snapshot before the delete has them all.
+    assert_eq!(read(&store, request(1, 39)).unwrap().len(), all.len());
+    assert_eq!(store.summary(ChunkId(1), Csn(39)).unwrap().map(|found| found.rows), Some(72_000));
+    let spec = CompressionSpec { segment_by: vec!["device".into()], ..CompressionSpec::default() };
+    store.compress(ChunkId(1), spec).unwrap();
+    check_without(&store, &gone, &all);
+    let summary = store.summary(ChunkId(1), Csn(99)).unwrap().expect("nothing is left to delete");
+    assert_eq!(summary.rows, 54_000);
+    let texts = (Value::Text("d0".into()), Value::Text("d2".into()));
+    assert_eq!(summary.columns["device"].extremes, Some(Some(texts)));
 }

@@ -60,17 +60,45 @@ pub(crate) fn unpack(input: &[u8], width: u32, out: &mut [u64]) -> Result<(), Co
     Ok(())
 }
 
-/// Eight numbers take `width` whole bytes, so that offsets and shifts repeat with each group of eight.
-#[expect(clippy::indexing_slicing, reason = "unpack checked the length; a check a number is slow")]
-fn unpack_narrow(input: &[u8], width: usize, out: &mut [u64]) {
-    let mask = (1u64 << width) - 1;
-    let word = |at: usize| {
-        let bytes: &[u8] = &input[at..at + 8];
-        bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+/// Numbers unpacked at once: as many of any width take whole bytes.
+const GROUP: usize = 8;
+
+/// Calls the function of a width, each compiled with offsets and shifts that are constants.
+macro_rules! by_width {
+    ($width:expr, $input:expr, $out:expr; $($known:literal)*) => {
+        match $width {
+            $($known => unpack_groups::<$known>($input, $out),)*
+            _ => {}
+        }
     };
-    for (position, slot) in out.iter_mut().enumerate() {
-        let bit = position * width;
-        *slot = (word(bit / 8) >> (bit % 8)) & mask;
+}
+
+fn unpack_narrow(input: &[u8], width: usize, out: &mut [u64]) {
+    by_width!(width, input, out;
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28
+        29 30 31 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56);
+}
+
+/// Unpacks numbers of a width known when this is compiled, a group of them from each `WIDTH` bytes.
+#[expect(clippy::indexing_slicing, reason = "unpack checked the length; a check a number is slow")]
+fn unpack_groups<const WIDTH: usize>(input: &[u8], out: &mut [u64]) {
+    let mask = (1u64 << WIDTH) - 1;
+    let number = |bytes: &[u8], at: usize| {
+        let bit = at * WIDTH;
+        let word = bytes[bit / 8..bit / 8 + 8].first_chunk().copied();
+        (word.map_or(0, u64::from_le_bytes) >> (bit % 8)) & mask
+    };
+    let (groups, rest) = out.as_chunks_mut::<GROUP>();
+    let mut start = 0;
+    for group in groups {
+        let bytes = &input[start..start + WIDTH + SLACK_BYTES];
+        for (at, slot) in group.iter_mut().enumerate() {
+            *slot = number(bytes, at);
+        }
+        start += WIDTH;
+    }
+    for (at, slot) in rest.iter_mut().enumerate() {
+        *slot = number(&input[start..], at);
     }
 }
 

@@ -4,16 +4,19 @@
 //! body  validity bitmap, when some but not all rows are null | values as the encoding has them
 //! ```
 //!
-//! The body is squeezed with zstd where that is worth it. Encodings that are slower to read must save enough.
+//! Encodings are offered from the fastest to read to the slowest, and each must save enough of the best before it: a
+//! block is read more often than it is written. What is chosen is squeezed with zstd as a whole where that is worth
+//! it. With [`Effort::Strong`], for rows that rarely change any more, pco is offered, too, and zstd tries harder.
 
 use std::{borrow::Cow, sync::Arc};
 
 use arrow::{
     array::{
-        Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, GenericByteArray,
-        PrimitiveArray, new_null_array,
+        Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, DictionaryArray,
+        GenericByteArray, PrimitiveArray, new_null_array,
     },
     buffer::{BooleanBuffer, Buffer, NullBuffer},
+    compute,
     datatypes::{
         ArrowNativeType, BinaryType, ByteArrayType, DataType, Date32Type, Decimal128Type,
         Float32Type, Float64Type, Int16Type, Int32Type, Int64Type, TimeUnit,
@@ -26,7 +29,7 @@ use super::{
     bytes::Reader,
     floats::{self, Real, Scaled},
     ints::{self, Layout, Plan},
-    squeeze,
+    squeeze::{self, Effort},
     strings::{self, Dictionary, Strings},
 };
 
@@ -46,8 +49,10 @@ const DICTIONARY_STRINGS: u8 = 5;
 const BOOLEANS: u8 = 6;
 /// Decimals of 128 bits: upper halves, then lower halves.
 const WIDE_INTEGERS: u8 = 7;
+/// Floats as pco has them.
+const COLD_FLOATS: u8 = 8;
 /// The highest that this version knows. The byte leaves room for as many again as anyone will think of.
-const ENCODING_MAX: u8 = WIDE_INTEGERS;
+const ENCODING_MAX: u8 = COLD_FLOATS;
 
 /// Most bytes that the strings of a block may take together; at least one value of any size that comes in fits.
 pub(crate) const VALUE_BYTES_MAX: usize = 256 << 20;
@@ -55,8 +60,12 @@ pub(crate) const VALUE_BYTES_MAX: usize = 256 << 20;
 const ROW_BYTES_MAX: usize = 24;
 /// No encoding takes more a block besides.
 const BLOCK_OVERHEAD_BYTES_MAX: usize = 1024;
-/// A slower encoding is to take less than this share of the best so far, in percent.
+/// Planes, and texts not in a dictionary, are to take less than this share of the best before, in percent.
 const SLOWER_SHARE_PERCENT_MAX: usize = 90;
+/// The same for what pco makes of integers, which decodes at less than half the speed of planes.
+const COLD_SHARE_PERCENT_MAX: usize = 80;
+/// The same for what pco makes of floats, which decodes no slower than their bits in planes.
+const COLD_FLOATS_SHARE_PERCENT_MAX: usize = 97;
 /// Where the first encoding needs less than one byte for so many rows, others are not tried.
 const ROWS_PER_BYTE_ENOUGH: usize = 16;
 
@@ -97,44 +106,84 @@ pub(crate) const fn supports(data_type: &DataType) -> bool {
     )
 }
 
-/// The smallest body so far, and what it takes to make another.
+/// A body that was offered.
+#[derive(Debug)]
+struct Offer {
+    encoding: u8,
+    /// Bytes before they were squeezed; `None` as long as they are not.
+    squeezed_from: Option<usize>,
+    stored: Vec<u8>,
+}
+
+/// The best body so far, and what it takes to make another.
 #[derive(Debug)]
 struct Choice {
     rows: usize,
+    effort: Effort,
     /// Bitmap to begin each body with.
     validity: Vec<u8>,
-    best: Option<(u8, bool, usize, Vec<u8>)>,
+    best: Option<Offer>,
 }
 
 impl Choice {
-    /// Offers an encoding, from the fastest to read to the slowest.
-    fn offer(&mut self, encoding: u8, put: impl FnOnce(&mut Vec<u8>)) {
-        let mut body = self.validity.clone();
-        put(&mut body);
-        let body_bytes = body.len();
-        let (squeezed, stored) = match squeeze::squeeze(&body) {
-            Some(stored) => (true, stored),
-            None => (false, body),
-        };
+    /// Offers numbers, which are to take less than `percent` of the best before; nothing when `put` gives nothing.
+    fn offer(&mut self, encoding: u8, percent: usize, put: impl FnOnce(&mut Vec<u8>) -> bool) {
+        let mut stored = self.validity.clone();
+        if put(&mut stored) {
+            self.take(Offer { encoding, squeezed_from: None, stored }, percent);
+        }
+    }
+
+    /// Offers texts or bits, which are compared as zstd leaves them.
+    fn offer_squeezed(&mut self, encoding: u8, put: impl FnOnce(&mut Vec<u8>)) {
+        let mut stored = self.validity.clone();
+        put(&mut stored);
+        let offer = Offer { encoding, squeezed_from: None, stored }.squeeze(self.effort);
+        self.take(offer, SLOWER_SHARE_PERCENT_MAX);
+    }
+
+    fn take(&mut self, offer: Offer, percent: usize) {
         let better = self
             .best
             .as_ref()
-            .is_none_or(|(.., best)| stored.len() * 100 < best.len() * SLOWER_SHARE_PERCENT_MAX);
+            .is_none_or(|best| offer.stored.len() * 100 < best.stored.len() * percent);
         if better {
-            self.best = Some((encoding, squeezed, body_bytes, stored));
+            self.best = Some(offer);
         }
     }
 
     /// Whether what was offered is so small that more offers are a waste of time.
     fn enough(&self) -> bool {
-        self.best.as_ref().is_some_and(|(.., best)| best.len() < self.rows / ROWS_PER_BYTE_ENOUGH)
+        let least = self.validity.len() + self.rows / ROWS_PER_BYTE_ENOUGH;
+        self.best.as_ref().is_some_and(|best| best.stored.len() < least)
+    }
+
+    fn cold(&self) -> bool {
+        self.effort == Effort::Strong && !self.enough()
     }
 
     fn offer_integers(&mut self, values: &[i64]) {
+        self.offer(INTEGERS, SLOWER_SHARE_PERCENT_MAX, |out| ints::put_repeats(values, out));
+        if self.enough() {
+            return;
+        }
         let plan = Plan::best(values);
-        self.offer(INTEGERS, |out| plan.put(Layout::Packed, out));
-        if !self.enough() {
-            self.offer(INTEGERS, |out| plan.put(Layout::Planes, out));
+        self.offer_layouts(INTEGERS, |layout, out| plan.put(layout, out));
+        if self.cold() {
+            let put = |out: &mut Vec<u8>| ints::put_cold(values, plan.order(), out);
+            self.offer(INTEGERS, COLD_SHARE_PERCENT_MAX, put);
+        }
+    }
+
+    /// Offers integers packed and in planes.
+    fn offer_layouts(&mut self, encoding: u8, put: impl Fn(Layout, &mut Vec<u8>)) {
+        for layout in [Layout::Packed, Layout::Nibbles] {
+            if !self.enough() {
+                self.offer(encoding, SLOWER_SHARE_PERCENT_MAX, |out| {
+                    put(layout, out);
+                    true
+                });
+            }
         }
     }
 
@@ -147,39 +196,80 @@ impl Choice {
         let upper: Vec<i64> = values.iter().map(|value| (value >> 64) as i64).collect();
         let lower: Vec<i64> = values.iter().map(|value| *value as i64).collect();
         let plans = [Plan::best(&upper), Plan::best(&lower)];
-        for layout in [Layout::Packed, Layout::Planes] {
-            self.offer(WIDE_INTEGERS, |out| plans.iter().for_each(|plan| plan.put(layout, out)));
-        }
+        self.offer_layouts(WIDE_INTEGERS, |layout, out| {
+            plans.iter().for_each(|plan| plan.put(layout, out));
+        });
     }
 
     fn offer_floats<R: Real>(&mut self, values: &[R]) {
         if let Some(scaled) = Scaled::new(values) {
-            self.offer(SCALED_FLOATS, |out| scaled.put::<R>(Layout::Packed, out));
-            if !self.enough() {
-                self.offer(SCALED_FLOATS, |out| scaled.put::<R>(Layout::Planes, out));
+            self.offer(SCALED_FLOATS, SLOWER_SHARE_PERCENT_MAX, |out| {
+                scaled.put_with::<R>(out, ints::put_repeats)
+            });
+            if self.enough() {
+                return;
+            }
+            let plan = scaled.plan();
+            self.offer_layouts(SCALED_FLOATS, |layout, out| {
+                scaled.put_with::<R>(out, |_, out| {
+                    plan.put(layout, out);
+                    true
+                });
+            });
+            if self.cold() {
+                let put =
+                    |values: &[i64], out: &mut Vec<u8>| ints::put_cold(values, plan.order(), out);
+                self.offer(SCALED_FLOATS, COLD_SHARE_PERCENT_MAX, |out| {
+                    scaled.put_with::<R>(out, put)
+                });
             }
             return;
         }
         let bits = floats::to_bits(values);
-        self.offer(FLOAT_BITS, |out| ints::encode(&bits, out));
+        self.offer(FLOAT_BITS, SLOWER_SHARE_PERCENT_MAX, |out| {
+            ints::encode(&bits, out);
+            true
+        });
         if !self.enough() {
-            self.offer(FLOAT_BITS, |out| Plan::of_values(&bits).put(Layout::Planes, out));
+            self.offer(FLOAT_BITS, SLOWER_SHARE_PERCENT_MAX, |out| {
+                Plan::of_values(&bits).put(Layout::Bytes, out);
+                true
+            });
+        }
+        if self.cold() {
+            let put = |out: &mut Vec<u8>| floats::put_cold(values, out);
+            self.offer(COLD_FLOATS, COLD_FLOATS_SHARE_PERCENT_MAX, put);
         }
     }
 
     fn offer_strings(&mut self, values: &Strings<'_>) {
         let dictionary = Dictionary::new(values);
         if let Some(dictionary) = &dictionary {
-            self.offer(DICTIONARY_STRINGS, |out| dictionary.put(out));
+            self.offer_squeezed(DICTIONARY_STRINGS, |out| dictionary.put(out));
         }
         if !dictionary.is_some_and(|dictionary| dictionary.is_small()) {
-            self.offer(PLAIN_STRINGS, |out| values.put_plain(out));
+            self.offer_squeezed(PLAIN_STRINGS, |out| values.put_plain(out));
+        }
+    }
+}
+
+impl Offer {
+    /// The offer as zstd leaves it, where that is worth it.
+    fn squeeze(self, effort: Effort) -> Self {
+        if self.squeezed_from.is_some() {
+            return self;
+        }
+        match squeeze::squeeze(effort, &self.stored) {
+            Some(stored) => {
+                Self { squeezed_from: Some(self.stored.len()), stored, encoding: self.encoding }
+            }
+            None => self,
         }
     }
 }
 
 /// Encodes a block; the bytes are what to store.
-pub(crate) fn encode(array: &dyn Array) -> Result<(Shape, Vec<u8>), CodecError> {
+pub(crate) fn encode(array: &dyn Array, effort: Effort) -> Result<(Shape, Vec<u8>), CodecError> {
     let rows = u32::try_from(array.len()).map_err(|_| TOO_LARGE)?;
     let nulls = array.null_count() as u32;
     if nulls == rows {
@@ -188,12 +278,20 @@ pub(crate) fn encode(array: &dyn Array) -> Result<(Shape, Vec<u8>), CodecError> 
     let present = array.nulls().filter(|_| nulls > 0);
     let validity = present.map(|nulls| nulls.inner().sliced().as_slice().to_vec());
     let validity = validity.unwrap_or_default();
-    let mut choice = Choice { rows: array.len(), validity, best: None };
+    let mut choice = Choice { rows: array.len(), effort, validity, best: None };
     let value_bytes = offer_all(&mut choice, array)?;
     let value_bytes = u32::try_from(value_bytes).map_err(|_| TOO_LARGE)?;
-    let (encoding, squeezed, body_bytes, stored) = choice.best.ok_or(OTHER_TYPE)?;
-    let body_bytes = u32::try_from(body_bytes).map_err(|_| TOO_LARGE)?;
-    let shape = Shape { encoding, squeezed, rows, nulls, body_bytes, value_bytes };
+    let best = choice.best.ok_or(OTHER_TYPE)?.squeeze(effort);
+    let Offer { encoding, squeezed_from, stored } = best;
+    let body_bytes = u32::try_from(squeezed_from.unwrap_or(stored.len()));
+    let shape = Shape {
+        encoding,
+        squeezed: squeezed_from.is_some(),
+        rows,
+        nulls,
+        body_bytes: body_bytes.map_err(|_| TOO_LARGE)?,
+        value_bytes,
+    };
     shape.check()?;
     Ok((shape, stored))
 }
@@ -221,7 +319,7 @@ fn offer_all(choice: &mut Choice, array: &dyn Array) -> Result<u64, CodecError> 
                 None => bits.clone(),
             };
             let bytes = bits.sliced();
-            choice.offer(BOOLEANS, |out| out.extend_from_slice(&bytes));
+            choice.offer_squeezed(BOOLEANS, |out| out.extend_from_slice(&bytes));
         }
         DataType::Utf8 => return offer_bytes(choice, array.as_bytes::<Utf8Type>()),
         DataType::Binary => return offer_bytes(choice, array.as_bytes::<BinaryType>()),
@@ -363,6 +461,11 @@ fn read_values(
         }
         DataType::Utf8 => read_strings::<Utf8Type>(reader, shape, nulls),
         DataType::Binary => read_strings::<BinaryType>(reader, shape, nulls),
+        DataType::Dictionary(key, value) if **key == DataType::Int32 => match **value {
+            DataType::Utf8 => read_dictionary::<Utf8Type>(reader, shape, nulls),
+            DataType::Binary => read_dictionary::<BinaryType>(reader, shape, nulls),
+            _ => Err(OTHER_TYPE),
+        },
         _ => Err(OTHER_TYPE),
     }
 }
@@ -378,6 +481,7 @@ fn read_floats<R: Real>(reader: &mut Reader<'_>, shape: &Shape) -> Result<Vec<R>
     match shape.encoding {
         SCALED_FLOATS => floats::decode_scaled(reader, shape.rows as usize),
         FLOAT_BITS => floats::decode_bits(reader, shape.rows as usize),
+        COLD_FLOATS => floats::decode_cold(reader, shape.rows as usize),
         _ => Err(OTHER_TYPE),
     }
 }
@@ -413,6 +517,27 @@ fn read_strings<T: ByteArrayType<Offset = i32>>(
     };
     let array = GenericByteArray::<T>::try_new(offsets, bytes.into(), nulls);
     Ok(Arc::new(array.map_err(|_| CodecError::Wrong("a text is not UTF-8"))?))
+}
+
+/// Strings as a dictionary, without a copy of each row where they are stored as one.
+fn read_dictionary<T: ByteArrayType<Offset = i32>>(
+    reader: &mut Reader<'_>,
+    shape: &Shape,
+    nulls: Option<NullBuffer>,
+) -> Result<ArrayRef, CodecError> {
+    if shape.encoding != DICTIONARY_STRINGS {
+        let plain = read_strings::<T>(reader, shape, nulls)?;
+        let wanted = DataType::Dictionary(Box::new(DataType::Int32), Box::new(T::DATA_TYPE));
+        return compute::cast(&plain, &wanted).map_err(|_| OTHER_TYPE);
+    }
+    let (offsets, bytes, ids) = strings::decode_entries(reader, shape.rows as usize)?;
+    let entries = GenericByteArray::<T>::try_new(offsets, bytes.into(), None)
+        .map_err(|_| CodecError::Wrong("a text is not UTF-8"))?;
+    let array = DictionaryArray::<Int32Type>::try_new(
+        PrimitiveArray::try_new(ids.into(), nulls).map_err(|_| OTHER_TYPE)?,
+        Arc::new(entries),
+    );
+    Ok(Arc::new(array.map_err(|_| CodecError::Wrong("an id is not in the dictionary"))?))
 }
 
 fn primitive<T: ArrowPrimitiveType>(

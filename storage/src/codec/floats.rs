@@ -3,6 +3,7 @@
 //! ```text
 //! scaled  exponent u8 | exceptions u16 | position u16 an exception | bits u32 or u64 an exception | integers
 //! bits    integers
+//! cold    what pco made of the floats
 //! ```
 //!
 //! A float is a decimal here when an integer divided by a power of ten gives back exactly its bits; a few that are
@@ -12,7 +13,8 @@
 use super::{
     CodecError,
     bytes::Reader,
-    ints::{self, Layout, Plan},
+    cold,
+    ints::{self, Plan},
 };
 
 /// The powers of ten that are exact and useful: more digits than these are no decimals but noise.
@@ -23,7 +25,7 @@ const VALUES_PER_EXCEPTION: usize = 64;
 const ROUNDER: f64 = (3u64 << 51) as f64;
 
 /// A float of either width.
-pub(crate) trait Real: Copy {
+pub(crate) trait Real: pco::data_types::Number + Copy + Default {
     /// Bytes of the bits.
     const BYTES: usize;
     /// The bits, the upper ones zero.
@@ -86,7 +88,7 @@ fn unscale<R: Real>(scaled: i64, power: f64) -> R {
 #[derive(Debug)]
 pub(crate) struct Scaled {
     exponent: u8,
-    integers: Plan,
+    integers: Vec<i64>,
     /// Positions and bits of the values that are no decimals.
     exceptions: Vec<(u16, u64)>,
 }
@@ -116,11 +118,20 @@ impl Scaled {
             integers.push(integers.last().copied().unwrap_or(0));
         }
         let whole = integers.len() == values.len();
-        whole.then(|| Self { exponent, integers: Plan::best(&integers), exceptions })
+        whole.then_some(Self { exponent, integers, exceptions })
     }
 
-    /// Appends the encoded form.
-    pub(crate) fn put<R: Real>(&self, layout: Layout, out: &mut Vec<u8>) {
+    /// How the integers pack best.
+    pub(crate) fn plan(&self) -> Plan {
+        Plan::best(&self.integers)
+    }
+
+    /// Appends the encoded form, whose integers `put` appends; gives what `put` does.
+    pub(crate) fn put_with<R: Real>(
+        &self,
+        out: &mut Vec<u8>,
+        put: impl FnOnce(&[i64], &mut Vec<u8>) -> bool,
+    ) -> bool {
         out.push(self.exponent);
         out.extend_from_slice(&(self.exceptions.len() as u16).to_le_bytes());
         for (position, _) in &self.exceptions {
@@ -129,8 +140,29 @@ impl Scaled {
         for (_, bits) in &self.exceptions {
             out.extend(bits.to_le_bytes().iter().take(R::BYTES));
         }
-        self.integers.put(layout, out);
+        put(&self.integers, out)
     }
+}
+
+/// Appends what pco makes of floats; false, and nothing, unless all bits come back.
+pub(crate) fn put_cold<R: Real>(values: &[R], out: &mut Vec<u8>) -> bool {
+    let Some(bytes) = cold::compress_floats(values) else { return false };
+    let exact = cold::decompress::<R>(&bytes, values.len()).is_ok_and(|back| {
+        back.iter().map(|value| value.bits()).eq(values.iter().map(|value| value.bits()))
+    });
+    if exact {
+        out.extend_from_slice(&bytes);
+    }
+    exact
+}
+
+/// Reads `count` floats that [`put_cold`] wrote, which take all the rest.
+pub(crate) fn decode_cold<R: Real>(
+    reader: &mut Reader<'_>,
+    count: usize,
+) -> Result<Vec<R>, CodecError> {
+    let bytes = reader.rest();
+    cold::decompress(reader.take(bytes.len())?, count)
 }
 
 /// Reads `count` floats that [`Scaled`] wrote.
@@ -144,8 +176,11 @@ pub(crate) fn decode_scaled<R: Real>(
     let exceptions = usize::from(reader.u16()?);
     let positions = reader.take(exceptions * size_of::<u16>())?.as_chunks::<2>().0;
     let bits = reader.take(exceptions * R::BYTES)?.chunks_exact(R::BYTES);
-    let integers = ints::decode(reader, count)?;
-    let mut values: Vec<R> = integers.into_iter().map(|scaled| unscale(scaled, power)).collect();
+    let mut values: Vec<R> = match id {
+        // A division by one changes nothing but the time.
+        0 => ints::decode_as(reader, count, |whole| R::narrow(whole as f64))?,
+        _ => ints::decode_as(reader, count, |scaled| unscale(scaled, power))?,
+    };
     for (position, bytes) in positions.iter().zip(bits) {
         let value = values
             .get_mut(usize::from(u16::from_le_bytes(*position)))
@@ -165,15 +200,14 @@ pub(crate) fn decode_bits<R: Real>(
     reader: &mut Reader<'_>,
     count: usize,
 ) -> Result<Vec<R>, CodecError> {
-    let integers = ints::decode(reader, count)?;
-    Ok(integers.into_iter().map(|bits| R::from_bits(bits.cast_unsigned())).collect())
+    ints::decode_as(reader, count, |bits| R::from_bits(bits.cast_unsigned()))
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::ints::Layout, *};
 
     fn bits_of<R: Real>(values: &[R]) -> Vec<u64> {
         values.iter().map(|value| value.bits()).collect()
@@ -182,12 +216,20 @@ mod tests {
     /// Encodes both ways; tells how many bytes the scaled form took.
     fn round_trip<R: Real>(values: &[R]) -> Option<usize> {
         let mut out = Vec::new();
-        Plan::of_values(&to_bits(values)).put(Layout::Planes, &mut out);
+        Plan::of_values(&to_bits(values)).put(Layout::Bytes, &mut out);
         let back = decode_bits::<R>(&mut Reader::new(&out), values.len()).expect("decodes");
         assert_eq!(bits_of(&back), bits_of(values));
+        let mut out = Vec::new();
+        if put_cold(values, &mut out) {
+            let back = decode_cold::<R>(&mut Reader::new(&out), values.len()).expect("decodes");
+            assert_eq!(bits_of(&back), bits_of(values));
+        }
         let scaled = Scaled::new(values)?;
         let mut out = Vec::new();
-        scaled.put::<R>(Layout::Packed, &mut out);
+        assert!(scaled.put_with::<R>(&mut out, |values, out| {
+            Plan::best(values).put(Layout::Packed, out);
+            true
+        }));
         let mut reader = Reader::new(&out);
         let back = decode_scaled::<R>(&mut reader, values.len()).expect("decodes");
         assert_eq!(bits_of(&back), bits_of(values));
@@ -214,6 +256,7 @@ mod tests {
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>, count in 0usize..300) {
             let _ = decode_scaled::<f64>(&mut Reader::new(&bytes), count);
             let _ = decode_scaled::<f32>(&mut Reader::new(&bytes), count);
+            let _ = decode_cold::<f64>(&mut Reader::new(&bytes), count);
         }
     }
 

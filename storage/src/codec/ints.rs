@@ -1,4 +1,5 @@
-//! Streams of 64-bit integers: constant, bit-packed, or in byte planes; of values, deltas or deltas of deltas.
+//! Streams of 64-bit integers: constant, repeated, bit-packed, in planes, or as pco has them; of values, deltas or
+//! deltas of deltas.
 //!
 //! A stream delimits itself, so that other encodings hold several:
 //!
@@ -7,28 +8,47 @@
 //!
 //! constant  residual i64
 //! packed    base i64 | width u8 a run | varint (base of the run - base) a run | packed numbers | slack
-//! planes    width u8 | width planes of one byte a value: zigzag residuals, lowest byte first
+//! planes    bits u8 | base i64 in order 0 | planes u8 | each, lowest first: squeezed u8 | bytes varint | bytes
+//! repeats   count u32 | values, as a stream | times less one, as a stream; neither of them repeats. Order 0
+//! cold      bytes varint | what pco made of the values. Order 0
 //! ```
 //!
 //! The *order* is how many times neighbours were subtracted; a *residual* is what that leaves. All arithmetic wraps,
 //! so that every i64 survives. Runs of [`RUN`] residuals have a base and a width of their own: one outlier, such as
-//! the step from one series to the next, widens one run only. Packed numbers decode fastest; planes are what zstd
-//! makes most of where residuals are skewed.
+//! the step from one series to the next, widens one run only.
+//!
+//! Planes hold four or eight bits of each number, the numbers being distances from the base in order 0 and zigzag
+//! residuals in others. Four bits of two neighbours share a byte, which zstd codes as one: for residuals of a few bits
+//! that comes nearer to their entropy than a code for each, and takes half as many codes. Each plane is squeezed by
+//! itself, or left as it is where it is noise.
+//!
+//! Of a random walk of whole numbers (entropy about 2.2 bits a step) 8,192 values take, one core of a 2-core EPYC of
+//! 2.6 GHz under load: packed 3.16 bits a value and decode at 590 to 800 M values/s; planes 2.24 bits and 650 M/s; pco
+//! 2.27 bits and 180 to 240 M/s. Of a walk with two decimals: 9.63, 9.13 and 8.84 bits at 400, 340 and 210 M/s.
+//!
+//! Decoding goes a run at a time: unpack, add up, convert and append, while the run is in the nearest cache.
+
+use std::borrow::Cow;
 
 use super::{
     CodecError,
     bits::{self, SLACK_BYTES},
-    bytes::{Reader, put_varint},
+    bytes::{Reader, put_sized, put_varint},
+    cold, squeeze,
 };
 
 /// Residuals that share base and width. A multiple of 64, so that each run ends with a whole word.
 const RUN: usize = 128;
 /// Highest order.
 const ORDER_MAX: usize = 2;
+/// Values repeat often enough for [`put_repeats`] when there are so many for each that differs from the one before.
+const REPEATS_MIN: usize = 6;
 
 const CONSTANT: u8 = 0;
 const PACKED: u8 = 1;
 const PLANES: u8 = 2;
+const REPEATS: u8 = 3;
+const COLD: u8 = 4;
 
 const _: () = assert!(RUN.is_multiple_of(64));
 
@@ -37,8 +57,20 @@ const _: () = assert!(RUN.is_multiple_of(64));
 pub(crate) enum Layout {
     /// Bit-packed: fastest to decode.
     Packed,
-    /// In byte planes, for zstd.
-    Planes,
+    /// In planes of four bits, each squeezed.
+    Nibbles,
+    /// In planes of bytes, each squeezed: for bits of floats, whose lower bytes are noise.
+    Bytes,
+}
+
+impl Layout {
+    /// Bits of a number in a plane.
+    const fn plane_bits(self) -> u32 {
+        match self {
+            Self::Packed | Self::Nibbles => 4,
+            Self::Bytes => 8,
+        }
+    }
 }
 
 /// Base and width of a run of residuals.
@@ -100,6 +132,11 @@ impl Plan {
         best
     }
 
+    /// How many times neighbours were subtracted.
+    pub(crate) const fn order(&self) -> usize {
+        self.order
+    }
+
     /// The residual that all are, if they are.
     fn constant(&self) -> Option<i64> {
         let same = |run: &Run| run.width == 0 && run.base == self.least;
@@ -126,7 +163,7 @@ impl Plan {
                 out.extend_from_slice(&residual.to_le_bytes());
             }
             (None, Layout::Packed) => self.put_packed(out),
-            (None, Layout::Planes) => self.put_planes(out),
+            (None, Layout::Nibbles | Layout::Bytes) => self.put_planes(layout, out),
         }
     }
 
@@ -147,16 +184,38 @@ impl Plan {
         out.extend_from_slice(&[0; SLACK_BYTES]);
     }
 
-    fn put_planes(&self, out: &mut Vec<u8>) {
-        let zigzags: Vec<u64> = self.residuals.iter().map(|residual| zigzag(*residual)).collect();
-        let all = zigzags.iter().fold(0, |all, zigzag| all | zigzag);
-        let width = (u64::BITS - all.leading_zeros()).div_ceil(8).max(1);
+    fn put_planes(&self, layout: Layout, out: &mut Vec<u8>) {
         self.put_head(PLANES, out);
-        out.push(width as u8);
-        for plane in 0..width {
-            out.extend(zigzags.iter().map(|zigzag| (zigzag >> (8 * plane)) as u8));
+        let bits = layout.plane_bits();
+        out.push(bits as u8);
+        let numbers: Vec<u64> = if self.order == 0 {
+            out.extend_from_slice(&self.least.to_le_bytes());
+            let above = |value: &i64| value.wrapping_sub(self.least).cast_unsigned();
+            self.residuals.iter().map(above).collect()
+        } else {
+            self.residuals.iter().map(|residual| zigzag(*residual)).collect()
+        };
+        let all = numbers.iter().fold(0, |all, number| all | number);
+        let planes = (u64::BITS - all.leading_zeros()).div_ceil(bits).max(1);
+        out.push(planes as u8);
+        for plane in 0..planes {
+            let plane = match bits {
+                4 => nibbles_of(&numbers, 4 * plane),
+                _ => numbers.iter().map(|number| (number >> (8 * plane)) as u8).collect(),
+            };
+            let squeezed = squeeze::squeeze_plane(&plane);
+            out.push(squeezed.is_some().into());
+            put_sized(out, &squeezed.unwrap_or(plane));
         }
     }
+}
+
+/// Four bits of each number from `shift` on, those of two neighbours in a byte, the first in the lower half.
+fn nibbles_of(numbers: &[u64], shift: u32) -> Vec<u8> {
+    let nibble = |number: &u64| (number >> shift & 0xf) as u8;
+    let (pairs, rest) = numbers.as_chunks::<2>();
+    let pairs = pairs.iter().map(|[one, other]| nibble(one) | nibble(other) << 4);
+    pairs.chain(rest.iter().map(nibble)).collect()
 }
 
 /// Neighbours subtracted `order` times. The first residuals, which have too few neighbours, are made equal to the
@@ -195,9 +254,37 @@ const fn unzigzag(value: u64) -> i64 {
     (value >> 1).cast_signed() ^ -((value & 1).cast_signed())
 }
 
-/// Appends a packed stream of `values`.
+/// Appends a stream of `values` that decodes fast: those of lengths, ids and the like inside other encodings.
 pub(crate) fn encode(values: &[i64], out: &mut Vec<u8>) {
-    Plan::best(values).put(Layout::Packed, out);
+    if !put_repeats(values, out) {
+        Plan::best(values).put(Layout::Packed, out);
+    }
+}
+
+/// Appends a stream of runs of equal values; false, and nothing, where runs are short or there is only one.
+pub(crate) fn put_repeats(values: &[i64], out: &mut Vec<u8>) -> bool {
+    let changes = values.array_windows().filter(|[one, other]| one != other).count();
+    if changes == 0 || (changes + 1) * REPEATS_MIN > values.len() {
+        return false;
+    }
+    let (mut heads, mut times) = (Vec::with_capacity(changes + 1), Vec::with_capacity(changes + 1));
+    for run in values.chunk_by(|one, other| one == other) {
+        heads.extend(run.first());
+        times.push(run.len() as i64 - 1);
+    }
+    out.extend_from_slice(&[REPEATS, 0]);
+    out.extend_from_slice(&(heads.len() as u32).to_le_bytes());
+    Plan::best(&heads).put(Layout::Packed, out);
+    Plan::best(&times).put(Layout::Packed, out);
+    true
+}
+
+/// Appends what pco makes of values that pack best at `order`; false, and nothing, when it does not take them.
+pub(crate) fn put_cold(values: &[i64], order: usize, out: &mut Vec<u8>) -> bool {
+    let Some(bytes) = cold::compress_integers(values, order) else { return false };
+    out.extend_from_slice(&[COLD, 0]);
+    put_sized(out, &bytes);
+    true
 }
 
 /// Adds residuals up, from the seeds on.
@@ -220,23 +307,20 @@ impl Sums {
         Ok(Self { order: order.into(), value, delta })
     }
 
-    /// Appends the values that residuals stand for.
-    fn extend(&mut self, residuals: impl Iterator<Item = i64>, out: &mut Vec<i64>) {
-        let start = out.len();
-        out.extend(residuals);
-        let added = out.get_mut(start..).unwrap_or_default();
+    /// Turns residuals into the values that they stand for.
+    fn add_up(&mut self, residuals: &mut [i64]) {
         // Sums kept in locals and a slice written in place: loops that stay in registers.
         let (mut value, mut delta) = (self.value, self.delta);
         match self.order {
             0 => {}
             1 => {
-                for slot in added {
+                for slot in residuals {
                     value = value.wrapping_add(*slot);
                     *slot = value;
                 }
             }
             _ => {
-                for slot in added {
+                for slot in residuals {
                     delta = delta.wrapping_add(*slot);
                     value = value.wrapping_add(delta);
                     *slot = value;
@@ -249,26 +333,75 @@ impl Sums {
 
 /// Reads a stream of `count` values. The caller bounds `count`.
 pub(crate) fn decode(reader: &mut Reader<'_>, count: usize) -> Result<Vec<i64>, CodecError> {
-    let layout = reader.u8()?;
-    let mut sums = Sums::read(reader)?;
+    decode_as(reader, count, |value| value)
+}
+
+/// As [`decode`], each value converted on the way.
+pub(crate) fn decode_as<T>(
+    reader: &mut Reader<'_>,
+    count: usize,
+    convert: impl Fn(i64) -> T,
+) -> Result<Vec<T>, CodecError> {
     let mut out = Vec::with_capacity(count);
+    let mut emit = |values: &[i64]| out.extend(values.iter().map(|value| convert(*value)));
+    let layout = reader.u8()?;
+    if layout == REPEATS {
+        decode_repeats(reader, count, &mut emit)?;
+    } else {
+        decode_plain(reader, layout, count, &mut emit)?;
+    }
+    debug_assert_eq!(out.len(), count, "a stream gives as many values as asked for");
+    Ok(out)
+}
+
+/// Reads all layouts but repeats, which hold streams of these.
+fn decode_plain(
+    reader: &mut Reader<'_>,
+    layout: u8,
+    count: usize,
+    emit: &mut impl FnMut(&[i64]),
+) -> Result<(), CodecError> {
+    let mut sums = Sums::read(reader)?;
     match layout {
         CONSTANT => {
             let residual = reader.i64()?;
-            sums.extend(std::iter::repeat_n(residual, count), &mut out);
+            each_run(count, |buffer| {
+                buffer.fill(residual);
+                sums.add_up(buffer);
+                emit(buffer);
+                Ok(())
+            })
         }
-        PACKED => decode_packed(reader, count, &mut sums, &mut out)?,
-        PLANES => decode_planes(reader, count, &mut sums, &mut out)?,
-        id => return Err(CodecError::Unknown { what: "layout of integers", id }),
+        PACKED => decode_packed(reader, count, &mut sums, emit),
+        PLANES => decode_planes(reader, count, &mut sums, emit),
+        COLD if sums.order == 0 => {
+            emit(&cold::decompress_integers(reader.sized()?, count)?);
+            Ok(())
+        }
+        id => Err(CodecError::Unknown { what: "layout of integers", id }),
     }
-    Ok(out)
+}
+
+/// Calls with a buffer of the length of each run.
+fn each_run(
+    count: usize,
+    mut run: impl FnMut(&mut [i64]) -> Result<(), CodecError>,
+) -> Result<(), CodecError> {
+    let mut buffer = [0; RUN];
+    let mut left = count;
+    while left > 0 {
+        let (numbers, _) = buffer.split_at_mut(left.min(RUN));
+        run(numbers)?;
+        left -= numbers.len();
+    }
+    Ok(())
 }
 
 fn decode_packed(
     reader: &mut Reader<'_>,
     count: usize,
     sums: &mut Sums,
-    out: &mut Vec<i64>,
+    emit: &mut impl FnMut(&[i64]),
 ) -> Result<(), CodecError> {
     let least = reader.i64()?;
     let widths = reader.take(count.div_ceil(RUN))?;
@@ -276,17 +409,21 @@ fn decode_packed(
     for _ in widths {
         bases.push(least.wrapping_add_unsigned(reader.varint_u64()?));
     }
-    let mut buffer = [0u64; RUN];
-    let mut left = count;
-    for (width, base) in widths.iter().zip(bases) {
+    let mut runs = widths.iter().zip(bases);
+    let mut numbers = [0u64; RUN];
+    each_run(count, |buffer| {
+        let (width, base) = runs.next().ok_or(CodecError::Short)?;
         let width = u32::from(*width);
-        let numbers = buffer.get_mut(..left.min(RUN)).ok_or(CodecError::Short)?;
+        let (numbers, _) = numbers.split_at_mut(buffer.len());
         bits::unpack(reader.rest(), width, numbers)?;
         reader.take(bits::packed_bytes(numbers.len(), width))?;
-        let residual = |number: &u64| base.wrapping_add_unsigned(*number);
-        sums.extend(numbers.iter().map(residual), out);
-        left -= numbers.len();
-    }
+        for (slot, number) in buffer.iter_mut().zip(numbers) {
+            *slot = base.wrapping_add_unsigned(*number);
+        }
+        sums.add_up(buffer);
+        emit(buffer);
+        Ok(())
+    })?;
     reader.take(SLACK_BYTES).map(drop)
 }
 
@@ -294,22 +431,111 @@ fn decode_planes(
     reader: &mut Reader<'_>,
     count: usize,
     sums: &mut Sums,
-    out: &mut Vec<i64>,
+    emit: &mut impl FnMut(&[i64]),
 ) -> Result<(), CodecError> {
-    let width = reader.u8()?;
-    if !(1..=8).contains(&width) {
-        return Err(CodecError::Wrong("a number of byte planes is out of range"));
+    let bits = reader.u8()?;
+    let base = if sums.order == 0 { Some(reader.i64()?) } else { None };
+    let planes = reader.u8()?;
+    if !matches!(bits, 4 | 8) || planes == 0 || u32::from(planes) * u32::from(bits) > u64::BITS {
+        return Err(CodecError::Wrong("a number of planes is out of range"));
     }
-    let lowest = reader.take(count)?;
-    let mut zigzags: Vec<u64> = lowest.iter().map(|byte| u64::from(*byte)).collect();
-    for plane in 1..width {
-        let bytes = reader.take(count)?;
-        for (zigzag, byte) in zigzags.iter_mut().zip(bytes) {
-            *zigzag |= u64::from(*byte) << (8 * plane);
+    let plane_bytes = if bits == 4 { count.div_ceil(2) } else { count };
+    let mut bytes = Vec::with_capacity(planes.into());
+    for _ in 0..planes {
+        bytes.push(read_plane(reader, plane_bytes)?);
+    }
+    let mut readers: Vec<Reader<'_>> = bytes.iter().map(|plane| Reader::new(plane)).collect();
+    let mut numbers = [0u64; RUN];
+    each_run(count, |buffer| {
+        numbers.fill(0);
+        for (shift, plane) in (0..u64::BITS).step_by(bits.into()).zip(&mut readers) {
+            if bits == 4 {
+                add_nibbles(plane.take(buffer.len().div_ceil(2))?, shift, &mut numbers);
+            } else {
+                add_bytes(plane.take(buffer.len())?, shift, &mut numbers);
+            }
+        }
+        match base {
+            Some(base) => {
+                for (slot, number) in buffer.iter_mut().zip(&numbers) {
+                    *slot = base.wrapping_add_unsigned(*number);
+                }
+            }
+            None => {
+                for (slot, number) in buffer.iter_mut().zip(&numbers) {
+                    *slot = unzigzag(*number);
+                }
+                sums.add_up(buffer);
+            }
+        }
+        emit(buffer);
+        Ok(())
+    })
+}
+
+fn read_plane<'a>(
+    reader: &mut Reader<'a>,
+    plane_bytes: usize,
+) -> Result<Cow<'a, [u8]>, CodecError> {
+    let squeezed = reader.u8()?;
+    let stored = reader.sized()?;
+    match squeezed {
+        0 if stored.len() == plane_bytes => Ok(Cow::Borrowed(stored)),
+        0 => Err(CodecError::Wrong("a plane has another size than it should")),
+        1 => squeeze::decompress(stored, plane_bytes).map(Cow::Owned),
+        id => Err(CodecError::Unknown { what: "compression of a plane", id }),
+    }
+}
+
+fn add_nibbles(bytes: &[u8], shift: u32, numbers: &mut [u64; RUN]) {
+    for (pair, byte) in numbers.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+        let [one, other] = pair;
+        *one |= u64::from(byte & 0xf) << shift;
+        *other |= u64::from(byte >> 4) << shift;
+    }
+}
+
+fn add_bytes(bytes: &[u8], shift: u32, numbers: &mut [u64; RUN]) {
+    for (number, byte) in numbers.iter_mut().zip(bytes) {
+        *number |= u64::from(*byte) << shift;
+    }
+}
+
+fn decode_repeats(
+    reader: &mut Reader<'_>,
+    count: usize,
+    emit: &mut impl FnMut(&[i64]),
+) -> Result<(), CodecError> {
+    const OTHER_COUNT: CodecError =
+        CodecError::Wrong("repeated values are not as many as they should be");
+    if reader.u8()? != 0 {
+        return Err(CodecError::Wrong("repeated values have an order"));
+    }
+    let runs = reader.u32()? as usize;
+    if runs > count {
+        return Err(OTHER_COUNT);
+    }
+    let mut inner = |out: &mut Vec<i64>| {
+        let layout = reader.u8()?;
+        decode_plain(reader, layout, runs, &mut |values: &[i64]| out.extend_from_slice(values))
+    };
+    let (mut heads, mut times) = (Vec::with_capacity(runs), Vec::with_capacity(runs));
+    inner(&mut heads)?;
+    inner(&mut times)?;
+    let mut left = count;
+    let mut buffer = [0; RUN];
+    for (head, less_one) in heads.into_iter().zip(times) {
+        let times = usize::try_from(less_one).ok().and_then(|times| times.checked_add(1));
+        let mut times = times.filter(|times| *times <= left).ok_or(OTHER_COUNT)?;
+        left -= times;
+        buffer.get_mut(..times.min(RUN)).unwrap_or_default().fill(head);
+        while times > 0 {
+            let (run, _) = buffer.split_at(times.min(RUN));
+            emit(run);
+            times -= run.len();
         }
     }
-    sums.extend(zigzags.into_iter().map(unzigzag), out);
-    Ok(())
+    if left > 0 { Err(OTHER_COUNT) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -320,7 +546,12 @@ mod tests {
 
     fn round_trip(values: &[i64]) -> usize {
         let (best, plain) = (Plan::best(values), Plan::of_values(values));
-        let ways = [(&best, Layout::Packed), (&best, Layout::Planes), (&plain, Layout::Planes)];
+        let ways = [
+            (&best, Layout::Packed),
+            (&best, Layout::Nibbles),
+            (&plain, Layout::Nibbles),
+            (&plain, Layout::Bytes),
+        ];
         let encoded = ways.map(|(plan, layout)| {
             let mut out = Vec::new();
             plan.put(layout, &mut out);
@@ -329,6 +560,18 @@ mod tests {
             assert_eq!(reader.finish(), Ok(()));
             out.len()
         });
+        for cold in [false, true] {
+            let mut out = Vec::new();
+            let put =
+                if cold { put_cold(values, 1, &mut out) } else { put_repeats(values, &mut out) };
+            if put {
+                let mut reader = Reader::new(&out);
+                assert_eq!(decode(&mut reader, values.len()).as_deref(), Ok(values));
+                assert_eq!(reader.finish(), Ok(()));
+            } else {
+                assert!(out.is_empty());
+            }
+        }
         encoded[0]
     }
 
@@ -352,6 +595,9 @@ mod tests {
                 (0..count).map(|i| start.wrapping_add(step.wrapping_mul(i))).collect()
             }),
             (any::<i64>(), 0usize..400).prop_map(|(value, count)| vec![value; count]),
+            proptest::collection::vec((any::<i64>(), 1usize..200), 0..5).prop_map(|runs| {
+                runs.into_iter().flat_map(|(value, times)| vec![value; times]).collect()
+            }),
         ]
     }
 
@@ -389,5 +635,29 @@ mod tests {
     fn an_outlier_widens_one_run_only() {
         let steps: Vec<i64> = (0..8192).map(|i| if i < 4096 { i } else { i - (1 << 40) }).collect();
         assert!(round_trip(&steps) < 1200);
+    }
+
+    #[test]
+    fn runs_of_equal_values_take_little() {
+        let runs: Vec<i64> = (0..8192).map(|i| i / 300 * 7919 % 13).collect();
+        let mut out = Vec::new();
+        assert!(put_repeats(&runs, &mut out) && out.len() < 120, "{}", out.len());
+        assert!(!put_repeats(&[7; 100], &mut out), "a constant is smaller");
+        assert!(!put_repeats(&[1, 2, 3, 4, 5, 6, 7, 7], &mut out));
+    }
+
+    #[test]
+    fn streams_that_contradict_their_count_are_refused() {
+        let mut out = Vec::new();
+        let values: Vec<i64> = (0..100).map(|i| i / 20).collect();
+        assert!(put_repeats(&values, &mut out));
+        assert!(decode(&mut Reader::new(&out), 99).is_err());
+        assert!(decode(&mut Reader::new(&out), 101).is_err());
+        let mut out = Vec::new();
+        assert!(put_cold(&values, 0, &mut out));
+        assert!(decode(&mut Reader::new(&out), 99).is_err());
+        assert!(decode(&mut Reader::new(&out), 101).is_err());
+        // Repeats of repeats.
+        assert!(decode(&mut Reader::new(&[REPEATS, 0, 1, 0, 0, 0, REPEATS, 0]), 4).is_err());
     }
 }

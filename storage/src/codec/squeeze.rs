@@ -6,38 +6,88 @@
 
 use std::cell::RefCell;
 
-use zstd::bulk::{Compressor, Decompressor};
+use zstd::{
+    bulk::{Compressor, Decompressor},
+    zstd_safe::CParameter,
+};
 
 use super::CodecError;
 
+/// How much time there is to compress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Effort {
+    /// Little: rows on their way, and rows that will be written again soon.
+    #[default]
+    Fast,
+    /// Much: rows that rarely change any more.
+    Strong,
+}
+
 /// The level that is about as fast to write as no compression is to store.
-const LEVEL: i32 = 1;
+const LEVEL_FAST: i32 = 1;
+/// The level above which blocks of some kilobytes hardly get smaller.
+const LEVEL_STRONG: i32 = 9;
+/// Shortest match in planes: shorter ones are chance there, and cost more than the codes that they replace.
+const PLANE_MATCH_MIN: u32 = 7;
 /// Largest window, as a power of two, that a frame may ask for.
 const WINDOW_LOG_MAX: u32 = 23;
 /// What is squeezed is to be smaller than this share of the original, in percent: reading it costs time.
-const SHARE_PERCENT_MAX: usize = 95;
+const SHARE_PERCENT_MAX: usize = 85;
+/// As before, of planes, which are read fast in any case.
+const PLANE_SHARE_PERCENT_MAX: usize = 95;
+
+/// A context, made when it is first needed: contexts are large and slow to make.
+type Kept<T> = RefCell<Option<T>>;
 
 thread_local! {
-    /// Contexts are large and slow to make; each thread keeps its own.
-    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
-    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    static FAST: Kept<Compressor<'static>> = const { RefCell::new(None) };
+    static STRONG: Kept<Compressor<'static>> = const { RefCell::new(None) };
+    static PLANES: Kept<Compressor<'static>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: Kept<Decompressor<'static>> = const { RefCell::new(None) };
 }
 
-/// Compresses. zstd fails here only when memory does.
+/// Compresses fast. zstd fails here only when memory does.
 pub(crate) fn compress(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
-    COMPRESSOR.with_borrow_mut(|slot| {
-        let compressor = match slot {
-            Some(compressor) => compressor,
-            None => slot.insert(Compressor::new(LEVEL)?),
-        };
-        compressor.compress(bytes)
-    })
+    FAST.with_borrow_mut(|slot| compress_in(slot, || Compressor::new(LEVEL_FAST), bytes))
+}
+
+fn compress_in(
+    slot: &mut Option<Compressor<'static>>,
+    make: impl FnOnce() -> std::io::Result<Compressor<'static>>,
+    bytes: &[u8],
+) -> std::io::Result<Vec<u8>> {
+    let compressor = match slot {
+        Some(compressor) => compressor,
+        None => slot.insert(make()?),
+    };
+    compressor.compress(bytes)
 }
 
 /// Compresses when the result is worth it.
-pub(crate) fn squeeze(bytes: &[u8]) -> Option<Vec<u8>> {
-    let squeezed = compress(bytes).ok()?;
-    (squeezed.len() * 100 < bytes.len() * SHARE_PERCENT_MAX).then_some(squeezed)
+pub(crate) fn squeeze(effort: Effort, bytes: &[u8]) -> Option<Vec<u8>> {
+    let squeezed = match effort {
+        Effort::Fast => compress(bytes),
+        Effort::Strong => STRONG
+            .with_borrow_mut(|slot| compress_in(slot, || Compressor::new(LEVEL_STRONG), bytes)),
+    };
+    worth(squeezed.ok()?, bytes, SHARE_PERCENT_MAX)
+}
+
+/// As [`squeeze`], of a plane of numbers. More effort gains next to nothing there.
+pub(crate) fn squeeze_plane(bytes: &[u8]) -> Option<Vec<u8>> {
+    let make = || {
+        let mut compressor = Compressor::new(LEVEL_FAST)?;
+        compressor.set_parameter(CParameter::MinMatch(PLANE_MATCH_MIN))?;
+        // The reader knows the size.
+        compressor.set_parameter(CParameter::ContentSizeFlag(false))?;
+        Ok(compressor)
+    };
+    let squeezed = PLANES.with_borrow_mut(|slot| compress_in(slot, make, bytes));
+    worth(squeezed.ok()?, bytes, PLANE_SHARE_PERCENT_MAX)
+}
+
+fn worth(squeezed: Vec<u8>, bytes: &[u8], percent: usize) -> Option<Vec<u8>> {
+    (squeezed.len() * 100 < bytes.len() * percent).then_some(squeezed)
 }
 
 /// Decompresses to exactly `size` bytes, which the caller bounds.
@@ -68,12 +118,16 @@ mod tests {
     #[test]
     fn bytes_survive_and_the_size_binds() {
         let bytes: Vec<u8> = (0..100_000u32).map(|i| (i / 7 % 50) as u8).collect();
-        let squeezed = squeeze(&bytes).expect("repetitive bytes get smaller");
+        let squeezed = squeeze(Effort::Strong, &bytes).expect("repetitive bytes get smaller");
         assert_eq!(decompress(&squeezed, bytes.len()).as_ref(), Ok(&bytes));
         assert!(decompress(&squeezed, bytes.len() - 1).is_err());
         assert!(decompress(&squeezed, bytes.len() + 1).is_err());
         assert!(decompress(&squeezed[..squeezed.len() - 1], bytes.len()).is_err());
         assert!(decompress(&bytes, 100).is_err());
+        let plane = squeeze_plane(&bytes).expect("repetitive bytes get smaller");
+        assert_eq!(decompress(&plane, bytes.len()).as_ref(), Ok(&bytes));
+        assert!(decompress(&plane, bytes.len() - 1).is_err());
+        assert!(decompress(&plane, bytes.len() + 1).is_err());
     }
 
     #[test]
@@ -81,6 +135,7 @@ mod tests {
         let noise: Vec<u8> = (0..1000u64)
             .flat_map(|i| xxhash_rust::xxh3::xxh3_64(&i.to_le_bytes()).to_le_bytes())
             .collect();
-        assert_eq!(squeeze(&noise), None);
+        assert_eq!(squeeze(Effort::Fast, &noise), None);
+        assert_eq!(squeeze_plane(&noise), None);
     }
 }

@@ -5,7 +5,7 @@
 //! dictionary  entries u32 | lengths of the entries, as integers | bytes of the entries | ids, as integers
 //! ```
 //!
-//! Rows sorted by a text column come in runs of one id, which packs to nothing.
+//! Rows sorted by a text column come in runs of one id, which are stored once a run.
 
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use xxhash_rust::xxh3::xxh3_64;
@@ -148,6 +148,31 @@ pub(crate) fn decode_plain(
     Ok((offsets, reader.take(value_bytes)?.to_vec()))
 }
 
+/// Decoded entries, and the id of each row.
+pub(crate) type Entries = (OffsetBuffer<i32>, Vec<u8>, Vec<i32>);
+
+/// Reads a dictionary of `count` rows as it is. The caller checks that ids are in it.
+pub(crate) fn decode_entries(reader: &mut Reader<'_>, count: usize) -> Result<Entries, CodecError> {
+    let entries = reader.u32()? as usize;
+    if entries > count {
+        return Err(CodecError::Wrong("a dictionary has more entries than rows"));
+    }
+    let lengths = ints::decode(reader, entries)?;
+    let mut bytes = 0usize;
+    for length in &lengths {
+        let length = usize::try_from(*length).map_err(|_| NEGATIVE)?;
+        bytes = bytes
+            .checked_add(length)
+            .filter(|all| *all <= reader.rest().len())
+            .ok_or(OTHER_SIZE)?;
+    }
+    let offsets = offsets_of(&lengths, bytes)?;
+    let bytes = reader.take(bytes)?.to_vec();
+    // An id that does not fit is not in the dictionary, and neither is -1.
+    let ids = ints::decode_as(reader, count, |id| i32::try_from(id).unwrap_or(-1))?;
+    Ok((offsets, bytes, ids))
+}
+
 /// As [`decode_plain`], from a dictionary. Null rows have an id, too, but take no bytes.
 pub(crate) fn decode_dictionary(
     reader: &mut Reader<'_>,
@@ -155,22 +180,16 @@ pub(crate) fn decode_dictionary(
     value_bytes: usize,
     nulls: Option<&NullBuffer>,
 ) -> Result<Decoded, CodecError> {
-    let entries = reader.u32()? as usize;
-    if entries > count {
-        return Err(CodecError::Wrong("a dictionary has more entries than rows"));
-    }
-    let lengths = ints::decode(reader, entries)?;
-    let mut strings = Vec::with_capacity(entries);
-    for length in lengths {
-        let length = usize::try_from(length).map_err(|_| NEGATIVE)?;
-        strings.push(reader.take(length)?);
-    }
-    let ids = ints::decode(reader, count)?;
-    let find = |id: &i64| usize::try_from(*id).ok().and_then(|id| strings.get(id)).copied();
+    let (offsets, entries, ids) = decode_entries(reader, count)?;
+    let find = |id: i32| {
+        let range = usize::try_from(id).ok().and_then(|id| offsets.get(id..id + 2))?;
+        let [start, end] = <[i32; 2]>::try_from(range).ok()?;
+        entries.get(start as usize..end as usize)
+    };
     let mut bytes = Vec::with_capacity(value_bytes);
     let mut ends = Vec::with_capacity(count + 1);
     ends.push(0);
-    for (row, id) in ids.iter().enumerate() {
+    for (row, id) in ids.into_iter().enumerate() {
         let string = match nulls.is_some_and(|nulls| nulls.is_null(row)) {
             true => &[],
             false => find(id).ok_or(CodecError::Wrong("an id is not in the dictionary"))?,

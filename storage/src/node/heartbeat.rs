@@ -1,14 +1,18 @@
 //! Heartbeats: that the node lives, and how far its chunks are, told to every access node on its own.
+//!
+//! Chunks that the answers name as dropped, by a command or because the node left their write set, are removed. Not
+//! while a part of them is pending: the acknowledgement of it still counts should the replica come back. And not while
+//! they are being caught up: the answer may be from before. Such a chunk is reported anew, to be named again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::future::join_all;
 use hypertide_proto::{
-    error::RpcError,
+    error::{Code, RpcError},
     ids::ChunkId,
     wire::meta::{ChunkProgress, HeartbeatReply, HeartbeatRequest},
 };
@@ -27,7 +31,7 @@ struct Told {
     chunks: Option<BTreeMap<ChunkId, ChunkReport>>,
 }
 
-/// Sends heartbeats for ever.
+/// Sends heartbeats until an access node does not know the disk any more.
 pub(super) async fn run(node: &DataNode) {
     let mut told: BTreeMap<String, Told> = BTreeMap::new();
     let mut tick = tokio::time::interval(INTERVAL);
@@ -49,7 +53,14 @@ pub(super) async fn run(node: &DataNode) {
         }
         let replies = join_all(sends).await;
         tracing::trace!("heartbeat took {:?}", started.elapsed());
-        take_replies(node, replies.into_iter().flatten().collect()).await;
+        // It looked at the catalog as of now: no node that lags says so.
+        if replies.iter().any(|reply| matches!(reply, Err(error) if error.code == Code::Stale)) {
+            return;
+        }
+        let kept = take_replies(node, replies.into_iter().flatten().collect()).await;
+        for chunks in told.values_mut().filter_map(|told| told.chunks.as_mut()) {
+            chunks.retain(|chunk, _| !kept.contains(chunk));
+        }
     }
 }
 
@@ -73,7 +84,7 @@ async fn beat(
     address: &str,
     told: &mut Told,
     (common, reports): (&HeartbeatRequest, &[ChunkReport]),
-) -> Option<HeartbeatReply> {
+) -> Result<HeartbeatReply, RpcError> {
     let known = told.chunks.as_ref();
     let changed =
         |report: &&ChunkReport| known.and_then(|known| known.get(&report.chunk)) != Some(report);
@@ -82,17 +93,11 @@ async fn beat(
         full: known.is_none(),
         ..common.clone()
     };
-    match send(node, address, request).await {
-        Ok(reply) => {
-            let now = reports.iter().map(|report| (report.chunk, *report)).collect();
-            told.chunks = (!reply.resync).then_some(now);
-            Some(reply)
-        }
-        Err(error) => {
-            tracing::debug!("heartbeat to {address}: {error}");
-            None
-        }
-    }
+    let reply = send(node, address, request).await;
+    let reply = reply.inspect_err(|error| tracing::debug!("heartbeat to {address}: {error}"))?;
+    let now = reports.iter().map(|report| (report.chunk, *report)).collect();
+    told.chunks = (!reply.resync).then_some(now);
+    Ok(reply)
 }
 
 async fn send(
@@ -108,7 +113,7 @@ async fn send(
     Ok(reply.map_err(late)??.into_inner())
 }
 
-fn progress(report: &ChunkReport) -> ChunkProgress {
+pub(super) fn progress(report: &ChunkReport) -> ChunkProgress {
     ChunkProgress {
         chunk: report.chunk.0,
         applied_csn: report.applied_csn.0,
@@ -118,20 +123,23 @@ fn progress(report: &ChunkReport) -> ChunkProgress {
     }
 }
 
-/// Follows the access nodes, and drops chunks that the catalog dropped.
-async fn take_replies(node: &DataNode, replies: Vec<HeartbeatReply>) {
-    let mut dropped = Vec::new();
+/// Follows the access nodes, and drops chunks that the catalog dropped; gives those that cannot be dropped yet.
+async fn take_replies(node: &DataNode, replies: Vec<HeartbeatReply>) -> Vec<ChunkId> {
+    let mut dropped = BTreeSet::new();
     for reply in replies {
         node.access.learn(reply.access.into_iter().map(|member| member.rpc).collect());
         dropped.extend(reply.dropped.into_iter().map(ChunkId));
     }
-    dropped.sort_unstable();
-    dropped.dedup();
+    dropped.retain(|chunk| !node.store.report(&[*chunk]).is_empty());
+    let busy = |chunk: &ChunkId| {
+        !node.store.pending(&[*chunk]).is_empty() || node.transfers.lately(*chunk)
+    };
+    let (kept, removed): (Vec<ChunkId>, Vec<ChunkId>) = dropped.into_iter().partition(busy);
     // An empty list of chunks would name all of them.
-    if !dropped.is_empty() && !node.store.report(&dropped).is_empty() {
-        tracing::info!("remove {} chunks that the catalog dropped", dropped.len());
+    if !removed.is_empty() {
+        tracing::info!("remove {} chunks that the catalog dropped here", removed.len());
         let store = Arc::clone(&node.store);
-        let work = tokio::task::spawn_blocking(move || store.drop_chunks(&dropped));
+        let work = tokio::task::spawn_blocking(move || store.drop_chunks(&removed));
         match work.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!("remove dropped chunks: {error}"),
@@ -139,6 +147,7 @@ async fn take_replies(node: &DataNode, replies: Vec<HeartbeatReply>) {
         }
     }
     save_access(node).await;
+    kept
 }
 
 /// Remembers where the access nodes are, for the next start.

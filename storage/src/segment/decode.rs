@@ -6,12 +6,16 @@ use arrow::{
     array::{ArrayRef, AsArray},
     datatypes::{DataType, Int64Type, SchemaRef},
 };
-use hypertide_proto::{ids::Csn, predicate::Zone};
+use hypertide_proto::{
+    ids::Csn,
+    predicate::{Predicate, Value, Zone},
+};
 
 use super::{
-    Place, SegmentError, SegmentKey,
+    Place, SegmentError, SegmentKey, constant,
     frame::{self, Address, Fault},
     header::{CSN_TYPE, Entry, Header},
+    sketch::Sketch,
     stats::Stats,
 };
 use crate::codec;
@@ -50,6 +54,10 @@ impl Segment {
         self.key
     }
 
+    pub(super) const fn header(&self) -> &Header {
+        &self.header
+    }
+
     /// Rows in all.
     #[must_use]
     pub const fn rows(&self) -> u64 {
@@ -86,6 +94,39 @@ impl Segment {
         self.zones.get(self.position(column)?)?.sum()
     }
 
+    /// Least and greatest value of a column in all rows, when they are known as values of rows and not as bounds only;
+    /// `None` within for a column that is null in all rows.
+    #[must_use]
+    pub fn extremes(&self, column: &str) -> Option<(Option<&Value>, Option<&Value>)> {
+        let zone = self.zones.get(self.position(column)?).filter(|zone| zone.exact())?;
+        let known = zone.edges().0.is_some() || zone.zone().nulls == zone.zone().rows;
+        known.then_some(zone.edges())
+    }
+
+    /// What is known of the different values of a column.
+    pub(crate) fn sketch(&self, column: &str) -> Option<&Sketch> {
+        self.header.sketches.get(self.position(column)?)
+    }
+
+    /// About how many different values a column has; `None` when the segment has no such column.
+    #[must_use]
+    pub fn distinct(&self, column: &str) -> Option<u64> {
+        self.sketch(column).map(Sketch::estimate)
+    }
+
+    /// Names of the columns that its series go by; none when series are too short for an index.
+    pub fn key_columns(&self) -> impl Iterator<Item = &str> {
+        let fields = self.header.schema.fields();
+        let positions = self.header.keys.positions().iter();
+        positions.filter_map(|position| fields.get(*position)).map(|field| field.name().as_str())
+    }
+
+    /// Rows of the series that may pass, as ranges in order; `None` when the predicate asks nothing of a key column.
+    #[must_use]
+    pub fn rows_of_series(&self, predicate: &Predicate) -> Option<Vec<Range<u64>>> {
+        self.header.keys.passing(predicate, &self.header.schema, self.rows)
+    }
+
     /// Number of blocks.
     #[must_use]
     pub const fn block_count(&self) -> usize {
@@ -118,7 +159,8 @@ impl Segment {
         start..start + u64::from(rows)
     }
 
-    /// Where a block of a column lies, the column by its position in the schema.
+    /// Where a block of a column lies, the column by its position in the schema. A block whose rows are all equal has
+    /// no bytes: its length is zero, and it is decoded from nothing.
     #[must_use]
     pub fn place(&self, block: usize, column: usize) -> Option<Place> {
         let column = Some(column).filter(|column| *column < self.csn_column())?;
@@ -141,6 +183,17 @@ impl Segment {
         let missing = SegmentError::Missing { segment: self.key.segment, block, column };
         let field = self.header.schema.fields().get(column).ok_or(missing)?;
         self.decode_typed(block, column, field.data_type(), extent)
+    }
+
+    /// As [`Segment::decode`], as a column of `data_type`: that of the schema, or `Dictionary(Int32, _)` of it.
+    pub fn decode_as(
+        &self,
+        block: usize,
+        column: usize,
+        data_type: &DataType,
+        extent: &[u8],
+    ) -> Result<ArrayRef, SegmentError> {
+        self.decode_typed(block, column, data_type, extent)
     }
 
     /// Decodes the commit numbers of a block out of the whole extent that [`Segment::csn_place`] names.
@@ -171,6 +224,10 @@ impl Segment {
         extent: &[u8],
     ) -> Result<ArrayRef, Fault> {
         let Place { offset, len, .. } = entry.place;
+        if len == 0 {
+            let what = || Fault::Damaged("the block has no bytes, and no value".to_owned());
+            return constant::expand(data_type, &entry.stats).ok_or_else(what);
+        }
         let frame = extent.get(offset..).and_then(|rest| rest.get(..len));
         let frame = frame.ok_or_else(|| Fault::Damaged("the extent ends early".to_owned()))?;
         let (shape, stored) = frame::unwrap(address, frame)?;

@@ -9,9 +9,13 @@ use arrow::{
 use hypertide_proto::schema::COLUMNS_MAX;
 
 use super::{
-    BLOCK_ROWS, BLOCK_VALUE_BYTES, EXTENT_BYTES, Place, SEGMENT_ROWS_MAX, SegmentError, SegmentKey,
+    BLOCK_ROWS, BLOCK_VALUE_BYTES, EXTENT_BYTES, Effort, Place, SEGMENT_ROWS_MAX, SegmentError,
+    SegmentKey,
+    constant::is_constant,
     frame::{self, Address},
     header::{Entry, Header},
+    keys::Keys,
+    sketch::Sketch,
     stats::Stats,
 };
 use crate::codec::{self, CodecError};
@@ -25,36 +29,66 @@ pub struct EncodedSegment {
     pub extents: Vec<Vec<u8>>,
 }
 
-/// Encodes rows, which the caller has sorted, with the commit number of each as a hidden column.
-///
-/// The same rows always give the same bytes. Fails only for rows that no segment can hold: too many, a type that is
-/// not one of `hypertide_proto::schema`, or a single value of more than 256 MiB.
+/// How a segment is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EncodeOptions<'a> {
+    /// How much time there is to make it small.
+    pub effort: Effort,
+    /// Columns that the rows are sorted by before time: the names of a series. Others than the schema has count not.
+    pub keys: &'a [String],
+}
+
+/// [`encode_with`] in a hurry, and without keys.
 pub fn encode(
     key: SegmentKey,
     rows: &RecordBatch,
     csns: &[u64],
 ) -> Result<EncodedSegment, SegmentError> {
+    encode_with(key, rows, csns, EncodeOptions::default())
+}
+
+/// Encodes rows, which the caller has sorted, with the commit number of each as a hidden column.
+///
+/// The same rows always give the same bytes. Fails only for rows that no segment can hold: too many, a type that is
+/// not one of `hypertide_proto::schema`, or a single value of more than 256 MiB.
+pub fn encode_with(
+    key: SegmentKey,
+    rows: &RecordBatch,
+    csns: &[u64],
+    options: EncodeOptions<'_>,
+) -> Result<EncodedSegment, SegmentError> {
     check(rows, csns)?;
-    let blocks = cut(rows);
+    let effort = options.effort;
+    let keys = Keys::of(rows, options.keys);
+    let blocks = cut(rows, &keys);
     let mut extents = Extents::default();
     let mut columns = Vec::with_capacity(rows.num_columns() + 1);
+    let mut sketches = Vec::with_capacity(rows.num_columns());
     for (column, (array, field)) in rows.columns().iter().zip(rows.schema().fields()).enumerate() {
         let mut entries = Vec::with_capacity(blocks.len());
+        let mut sketch = Sketch::default();
         for (block, range) in blocks.iter().enumerate() {
             let array = array.slice(range.start, range.len());
-            let address = Address::block(key, column, block);
-            let place = put_block(&mut extents, address, &array)
-                .map_err(|error| invalid(field.name(), &error))?;
-            entries.push(Entry { place, stats: Stats::of(&array) });
+            let stats = Stats::of(&array);
+            sketch.add(&array);
+            let place = if is_constant(&array, &stats) {
+                Place::default()
+            } else {
+                let address = Address::block(key, column, block);
+                put_block(&mut extents, address, &array, effort)
+                    .map_err(|error| invalid(field.name(), &error))?
+            };
+            entries.push(Entry { place, stats });
         }
         columns.push(entries);
+        sketches.push(sketch);
     }
     let mut entries = Vec::with_capacity(blocks.len());
     for (block, range) in blocks.iter().enumerate() {
         let csns = csns.get(range.clone()).unwrap_or_default();
         let array = Int64Array::from_iter_values(csns.iter().map(|csn| csn.cast_signed()));
         let address = Address::block(key, rows.num_columns(), block);
-        let place = put_block(&mut extents, address, &array)
+        let place = put_block(&mut extents, address, &array, effort)
             .map_err(|error| invalid("commit number", &error))?;
         entries.push(Entry { place, stats: Stats::of_csns(csns) });
     }
@@ -63,6 +97,8 @@ pub fn encode(
         schema: rows.schema(),
         block_rows: blocks.iter().map(|range| range.len() as u32).collect(),
         extent_bytes: extents.0.iter().map(|extent| extent.len() as u64).collect(),
+        keys,
+        sketches,
         columns,
     };
     Ok(EncodedSegment { header: header.to_bytes(key)?, extents: extents.0 })
@@ -97,12 +133,18 @@ fn check(rows: &RecordBatch, csns: &[u64]) -> Result<(), SegmentError> {
     Ok(())
 }
 
-/// Cuts the rows into blocks, shorter ones where strings are long.
-fn cut(rows: &RecordBatch) -> Vec<Range<usize>> {
+/// Cuts the rows into blocks: where a series ends, once a block is half full, and sooner where strings are long.
+fn cut(rows: &RecordBatch, keys: &Keys) -> Vec<Range<usize>> {
     let mut blocks = Vec::new();
     let mut start = 0;
     while start < rows.num_rows() {
         let end = (start + BLOCK_ROWS).min(rows.num_rows());
+        let series = keys.starts().partition_point(|begin| *begin as usize <= end);
+        let begin = series.checked_sub(1).and_then(|last| keys.starts().get(last));
+        let end = match begin.map(|begin| *begin as usize) {
+            Some(begin) if end < rows.num_rows() && begin >= start + BLOCK_ROWS / 2 => begin,
+            _ => end,
+        };
         let ends = rows.columns().iter().map(|array| cut_strings(array, start, end));
         let end = ends.min().unwrap_or(end);
         blocks.push(start..end);
@@ -128,8 +170,9 @@ fn put_block(
     extents: &mut Extents,
     address: Address,
     array: &dyn Array,
+    effort: Effort,
 ) -> Result<Place, CodecError> {
-    let (shape, body) = codec::encode(array)?;
+    let (shape, body) = codec::encode(array, effort)?;
     Ok(extents.put(frame::wrap(address, &shape, &body)))
 }
 

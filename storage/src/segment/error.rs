@@ -37,3 +37,15 @@ pub enum SegmentError {
         column: usize,
     },
 }
+
+impl SegmentError {
+    /// What is wrong, without where.
+    pub(crate) fn what(&self) -> &str {
+        match self {
+            Self::Damaged { what, .. } | Self::Unsupported { what, .. } | Self::Invalid(what) => {
+                what
+            }
+            Self::Missing { .. } => "the segment has no such block",
+        }
+    }
+}

@@ -4,8 +4,8 @@ use super::{SegmentError, SegmentKey};
 use crate::codec::Shape;
 
 const MAGIC: [u8; 4] = *b"HTsg";
-/// Version of the format. Raise it when bytes get another meaning, and keep reading the ones before.
-pub(super) const VERSION: u16 = 1;
+/// Version of the format. Raise it when bytes get another meaning; once one was released, keep reading it.
+pub(super) const VERSION: u16 = 2;
 
 const MAGIC_OFFSET: usize = 0;
 const VERSION_OFFSET: usize = MAGIC_OFFSET + MAGIC.len();

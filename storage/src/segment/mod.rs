@@ -6,7 +6,7 @@
 //! ```text
 //! frame, around the header and around every block                         (frame.rs)
 //!  0  "HTsg"        4
-//!  4  version       2    1
+//!  4  version       2    2
 //!  6  encoding      1    of the block; 0 around the header
 //!  7  compression   1    0 none, 1 zstd
 //!  8  file         16    so that a block of another file,
@@ -25,9 +25,11 @@
 //!     metadata of the schema
 //!     blocks: varint; each: rows varint
 //!     extents: varint; each: bytes varint
+//!     key index: where each series begins                                 (keys.rs)
+//!     each column: sketch of its different values                         (sketch.rs)
 //!     each column, then the commit numbers; of each block:
-//!         extent varint | offset varint | bytes varint                    where it lies
-//!         nulls varint | least value | greatest value | sum               (stats.rs)
+//!         bytes varint; unless 0: extent varint | offset varint           where it lies
+//!         nulls varint | least value | greatest value | sum | exact u8    (stats.rs)
 //!
 //! body of a block                                                         (codec/column.rs)
 //!     validity bitmap, when some rows are null | values as encoded
@@ -37,25 +39,53 @@
 //! ```
 //!
 //! - Rows are as the caller sorted them. A block holds the same rows in every column.
-//! - A block has at most [`BLOCK_ROWS`] rows, and fewer where strings are long, so that decoding one is cheap.
+//! - A block has at most [`BLOCK_ROWS`] rows, and fewer where strings are long, so that decoding one is cheap. It ends
+//!   where a series does once it is half full, so that the rows of a series lie in few blocks with few others.
+//! - A block whose rows are all equal, such as a tag of a series, has no bytes: its zone map holds the value (`constant`).
 //! - The header holds all that decides whether a block is read: zone maps never lose a row.
 //! - Nothing that lies on disk is believed: every frame is verified whenever it is read, sizes are bounded by what
 //!   the rows can take, and whatever is wrong comes out as a [`SegmentError`].
-//! - Deliberately absent: deletes, versions of rows, indexes. A newer encoding is a new number, not a new version.
+//! - Deliberately absent: deletes, versions of rows, indexes of values. A newer encoding is a new number, not a new version.
 
+mod constant;
 mod decode;
 mod encode;
 mod error;
 mod frame;
 mod header;
+mod keys;
+mod reframe;
 mod schema;
+mod sketch;
 mod stats;
 #[cfg(test)]
 mod tests;
 
 pub use decode::Segment;
-pub use encode::{EncodedSegment, encode};
+pub use encode::{EncodeOptions, EncodedSegment, encode, encode_with};
 pub use error::SegmentError;
+pub(crate) use reframe::Reframe;
+pub(crate) use sketch::Sketch;
+
+pub use crate::codec::Effort;
+
+/// The body of a header, out of its frame, for tests that damage it there.
+#[cfg(test)]
+pub(crate) fn header_body(key: SegmentKey, header: &[u8]) -> Option<Vec<u8>> {
+    let (shape, stored) = frame::unwrap(frame::Address::header(key), header).ok()?;
+    match shape.squeezed {
+        true => crate::codec::decompress(stored, shape.body_bytes as usize).ok(),
+        false => Some(stored.to_vec()),
+    }
+}
+
+/// A frame of a header around a body.
+#[cfg(test)]
+pub(crate) fn header_of(key: SegmentKey, body: &[u8]) -> Vec<u8> {
+    let body_bytes = body.len() as u32;
+    let shape = crate::codec::Shape { body_bytes, ..crate::codec::Shape::default() };
+    frame::wrap(frame::Address::header(key), &shape, body)
+}
 
 /// Most rows of a block.
 pub const BLOCK_ROWS: usize = 8192;

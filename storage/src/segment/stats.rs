@@ -16,6 +16,8 @@ use crate::codec::{CodecError, Reader, put_sized, put_varint, put_varint_signed}
 
 /// Longest text or byte string that a zone map holds; longer ones are shortened to a bound.
 const BOUND_BYTES_MAX: usize = 64;
+/// Bytes that even a bound above has at most: its last character may be longer than the one that it stands for.
+const BOUND_BYTES_LIMIT: usize = BOUND_BYTES_MAX + 4;
 
 const NONE: u8 = 0;
 const INT: u8 = 1;
@@ -35,12 +37,15 @@ pub(super) struct Stats {
     max: Option<Value>,
     /// Exact sum of integers and decimals.
     sum: Option<i128>,
+    /// Whether least and greatest are values of rows, and not bounds only.
+    exact: bool,
 }
 
 impl Stats {
     /// What is to be known of an array.
     pub(super) fn of(array: &dyn Array) -> Self {
         let (rows, nulls) = (array.len() as u64, array.null_count() as u64);
+        let mut exact = true;
         let (min, max, sum) = match array.data_type() {
             DataType::Int16 => integers::<Int16Type>(array),
             DataType::Int32 => integers::<Int32Type>(array),
@@ -50,15 +55,21 @@ impl Stats {
             DataType::Timestamp(..) => without_sum(integers::<TimestampMicrosecondType>(array)),
             DataType::Float32 => floats(array.as_primitive::<Float32Type>().iter().map(widen)),
             DataType::Float64 => floats(array.as_primitive::<Float64Type>().iter()),
-            DataType::Utf8 => texts(array),
-            DataType::Binary => byte_strings(array),
+            DataType::Utf8 => texts(array, &mut exact),
+            DataType::Binary => byte_strings(array, &mut exact),
             DataType::Boolean => {
                 let (min, max) = edges(array.as_boolean().iter().flatten(), bool::cmp);
                 (min.map(Value::Bool), max.map(Value::Bool), None)
             }
             _ => (None, None, None),
         };
-        Self { rows, nulls, min, max, sum }
+        Self { rows, nulls, min, max, sum, exact }
+    }
+
+    /// Of a single row, which is not null.
+    pub(super) fn single(value: Value) -> Self {
+        let (min, max) = (Some(value.clone()), Some(value));
+        Self { rows: 1, nulls: 0, min, max, sum: None, exact: true }
     }
 
     /// Commit numbers, which are unsigned.
@@ -66,7 +77,7 @@ impl Stats {
         let (min, max) = edges(csns.iter().copied(), u64::cmp);
         let value = |csn| Value::Int(i128::from(csn));
         let rows = csns.len() as u64;
-        Self { rows, nulls: 0, min: min.map(value), max: max.map(value), sum: None }
+        Self { rows, nulls: 0, min: min.map(value), max: max.map(value), sum: None, exact: true }
     }
 
     /// What is known of several runs together.
@@ -80,6 +91,7 @@ impl Stats {
             nulls: all.clone().map(|stats| stats.nulls).sum(),
             min: mins.and_then(|mins| mins.into_iter().min_by(order).cloned()),
             max: maxs.and_then(|maxs| maxs.into_iter().max_by(order).cloned()),
+            exact: all.clone().all(|stats| stats.exact),
             sum: all.map(|stats| stats.sum).try_fold(0i128, |all, sum| all.checked_add(sum?)),
         }
     }
@@ -88,6 +100,16 @@ impl Stats {
     pub(super) const fn zone(&self) -> Zone<'_> {
         let Self { rows, nulls, min, max, .. } = self;
         Zone { min: min.as_ref(), max: max.as_ref(), nulls: *nulls, rows: *rows }
+    }
+
+    /// Least and greatest.
+    pub(super) const fn edges(&self) -> (Option<&Value>, Option<&Value>) {
+        (self.min.as_ref(), self.max.as_ref())
+    }
+
+    /// Whether [`Stats::edges`] are values of rows.
+    pub(super) const fn exact(&self) -> bool {
+        self.exact
     }
 
     pub(super) const fn sum(&self) -> Option<i128> {
@@ -110,6 +132,7 @@ impl Stats {
         put_value(out, self.min.as_ref());
         put_value(out, self.max.as_ref());
         put_value(out, self.sum.map(Value::Int).as_ref());
+        out.push(self.exact.into());
     }
 
     /// Reads what [`Stats::put`] wrote, for a column of that type.
@@ -129,7 +152,16 @@ impl Stats {
             Some(Value::Int(sum)) => Some(sum),
             _ => None,
         };
-        Ok(Self { rows, nulls, min, max, sum })
+        let exact = reader.u8()? != 0;
+        let too_long = |value: &Value| match value {
+            Value::Text(text) => text.len() > BOUND_BYTES_LIMIT,
+            Value::Bytes(bytes) => bytes.len() > BOUND_BYTES_LIMIT,
+            _ => false,
+        };
+        if [&min, &max].into_iter().flatten().any(too_long) {
+            return Err(CodecError::Wrong("a bound is longer than bounds are"));
+        }
+        Ok(Self { rows, nulls, min, max, sum, exact })
     }
 }
 
@@ -165,14 +197,16 @@ fn floats(values: impl Iterator<Item = Option<f64>>) -> Found {
     (min.map(Value::Float), max.map(Value::Float), None)
 }
 
-fn texts(array: &dyn Array) -> Found {
+fn texts(array: &dyn Array, exact: &mut bool) -> Found {
     let (min, max) = edges(array.as_string::<i32>().iter().flatten(), <&str>::cmp);
+    *exact = [min, max].iter().flatten().all(|text| text.len() <= BOUND_BYTES_MAX);
     let min = min.map(|min| Value::Text(text_prefix(min).to_owned()));
     (min, max.and_then(text_above).map(Value::Text), None)
 }
 
-fn byte_strings(array: &dyn Array) -> Found {
+fn byte_strings(array: &dyn Array, exact: &mut bool) -> Found {
     let (min, max) = edges(array.as_binary::<i32>().iter().flatten(), <&[u8]>::cmp);
+    *exact = [min, max].iter().flatten().all(|bytes| bytes.len() <= BOUND_BYTES_MAX);
     let prefix = |bytes: &[u8]| bytes.iter().take(BOUND_BYTES_MAX).copied().collect();
     (min.map(prefix).map(Value::Bytes), max.and_then(bytes_above).map(Value::Bytes), None)
 }
@@ -292,7 +326,7 @@ mod tests {
             let below = text_prefix(&head);
             prop_assert!(below <= head.as_str() && below.len() <= BOUND_BYTES_MAX);
             if let Some(above) = text_above(&head) {
-                prop_assert!(above >= head && above.len() <= BOUND_BYTES_MAX + 4);
+                prop_assert!(above >= head && above.len() <= BOUND_BYTES_LIMIT);
             }
         }
 
@@ -319,6 +353,7 @@ mod tests {
             min: min.map(Value::Int),
             max: max.map(Value::Int),
             sum: Some(1),
+            exact: true,
         };
         let all =
             [run(5, 0, Some(3), Some(9)), run(5, 5, None, None), run(5, 1, Some(-2), Some(4))];

@@ -1,4 +1,7 @@
 //! The seam under the store: where database files come from, and how they are opened without trusting them.
+//!
+//! All that the store does to a file system goes through [`Disk`], so that a test can lose power, err or lie at any of
+//! it. What a file's calls answered is kept in its [`Health`], since redb only says that something failed.
 
 use std::{
     fmt,
@@ -6,17 +9,52 @@ use std::{
     io,
     ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
-use redb::{BackendError, Builder, Database, DatabaseError, StorageBackend, backends::FileBackend};
+use redb::{BackendError, Builder, DatabaseError, StorageBackend, backends::FileBackend};
 
+use super::held::Held;
 use crate::Error;
 
-/// Where the bytes of database files lie. Tests hand in one that loses power, errs or lies.
+/// A file system. Names in a directory last only after [`Disk::sync_dir`], bytes of a file after its own sync.
 pub trait Disk: fmt::Debug + Send + Sync {
     /// Opens the file, or makes an empty one.
     fn open(&self, path: &Path) -> io::Result<Box<dyn StorageBackend>>;
+
+    /// Bytes of the file; `None` when there is none.
+    fn size(&self, path: &Path) -> io::Result<Option<u64>>;
+
+    /// Makes the directory and those above it.
+    fn make_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Makes a directory below another one, of which nothing else is left.
+    fn keep_only_dir(&self, all: &Path, dir: &Path) -> io::Result<()>;
+
+    /// The files in a directory.
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// Gives a file another name; whoever had that name is gone.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file, if it is there.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// All of a small file; `None` when there is none.
+    fn read_note(&self, path: &Path) -> io::Result<Option<String>>;
+
+    /// Writes a small file, durably but for its name.
+    fn write_note(&self, path: &Path, text: &str) -> io::Result<()>;
+
+    /// Asks that what is read of the file from now on comes from the medium, where the system can do that.
+    fn forget_cached(&self, path: &Path) -> io::Result<()>;
 
     /// Bytes that may still be written to the file system of this directory.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
@@ -33,10 +71,133 @@ impl Disk for FileDisk {
         Ok(Box::new(FileBackend::new(file).map_err(io::Error::other)?))
     }
 
+    fn size(&self, path: &Path) -> io::Result<Option<u64>> {
+        absent_as_none(std::fs::metadata(path).map(|meta| meta.len()))
+    }
+
+    fn make_dir(&self, dir: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(dir)
+    }
+
+    fn keep_only_dir(&self, all: &Path, dir: &Path) -> io::Result<()> {
+        if !dir.exists() {
+            absent_as_none(std::fs::remove_dir_all(all))?;
+        }
+        std::fs::create_dir_all(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        absent_as_none(std::fs::remove_file(path)).map(|_| ())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        File::open(dir)?.sync_all()
+    }
+
+    fn read_note(&self, path: &Path) -> io::Result<Option<String>> {
+        absent_as_none(std::fs::read(path)).map(|note| note.map(|bytes| text_of(&bytes)))
+    }
+
+    fn write_note(&self, path: &Path, text: &str) -> io::Result<()> {
+        std::fs::write(path, text)?;
+        File::open(path)?.sync_all()
+    }
+
+    fn forget_cached(&self, path: &Path) -> io::Result<()> {
+        let file = File::open(path)?;
+        let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        nix::fcntl::posix_fadvise(&file, 0, 0, advice)?;
+        Ok(())
+    }
+
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         let stat = nix::sys::statvfs::statvfs(dir)?;
         Ok(stat.blocks_available() * stat.fragment_size())
     }
+}
+
+fn absent_as_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A torn note is still a note.
+fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The worst that the calls on an open file have answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Ailment {
+    /// Nothing but successes.
+    None,
+    /// A read failed: these bytes are lost, others need not be.
+    Unreadable,
+    /// A write found no room. What was on disk is still there.
+    Full,
+    /// A write or a sync failed: nothing says any more what is on disk.
+    Broken,
+}
+
+/// How an open file is.
+#[derive(Debug, Default)]
+pub(crate) struct Health(AtomicU8);
+
+impl Health {
+    /// The worst so far.
+    pub(crate) fn ailment(&self) -> Ailment {
+        match self.0.load(Ordering::Acquire) {
+            0 => Ailment::None,
+            1 => Ailment::Unreadable,
+            2 => Ailment::Full,
+            _ => Ailment::Broken,
+        }
+    }
+
+    fn note<T>(&self, result: io::Result<T>, ailment: fn(&io::Error) -> Ailment) -> io::Result<T> {
+        if let Err(error) = &result {
+            self.0.fetch_max(ailment(error) as u8, Ordering::AcqRel);
+        }
+        result
+    }
+}
+
+fn of_read(error: &io::Error) -> Ailment {
+    match error.kind() {
+        // The file is shorter than it says: its bytes are wrong, the disk is not.
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Ailment::None,
+        _ => Ailment::Unreadable,
+    }
+}
+
+fn of_write(error: &io::Error) -> Ailment {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Ailment::Full,
+        _ => Ailment::Broken,
+    }
+}
+
+fn of_sync(_: &io::Error) -> Ailment {
+    Ailment::Broken
+}
+
+/// Whether a failure is a lack of file handles or memory in this process or machine, which passes.
+fn is_scarcity(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let scarce = [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::EINTR, Errno::EAGAIN];
+    let code = error.raw_os_error().map(Errno::from_raw);
+    code.is_some_and(|code| scarce.contains(&code)) || error.kind() == io::ErrorKind::OutOfMemory
 }
 
 /// Why a database file did not open.
@@ -48,6 +209,8 @@ pub(crate) enum OpenError {
     Newer,
     /// Its bytes are wrong.
     Damaged(String),
+    /// There is no file handle or no memory for it now. Nothing was written.
+    Scarce(io::Error),
     /// The disk failed.
     Disk(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -66,16 +229,30 @@ pub(crate) fn open_database(
     disk: &dyn Disk,
     path: &Path,
     options: OpenOptionsRedb,
-) -> Result<Database, OpenError> {
-    let backend = disk.open(path).map_err(|error| OpenError::Disk(error.into()))?;
+) -> Result<Held, OpenError> {
+    open_watched(disk, path, options, Arc::default())
+}
+
+/// [`open_database`], with what its calls answer kept in `health`.
+pub(crate) fn open_watched(
+    disk: &dyn Disk,
+    path: &Path,
+    options: OpenOptionsRedb,
+    health: Arc<Health>,
+) -> Result<Held, OpenError> {
+    let inner = disk.open(path).map_err(|error| match is_scarcity(&error) {
+        true => OpenError::Scarce(error),
+        false => OpenError::Disk(error.into()),
+    })?;
+    let backend = Watched { inner, health };
     let open = || {
         Builder::new()
             .set_cache_size(options.cache_bytes)
             .set_check_integrity_on_open(options.verify)
-            .create_with_backend(Boxed(backend))
+            .create_with_backend(backend)
     };
     match contain(open) {
-        Ok(Ok(database)) => Ok(database),
+        Ok(Ok(database)) => Ok(Held::new(database)),
         Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(OpenError::InUse),
         Ok(Err(DatabaseError::UpgradeRequired(_) | DatabaseError::LockProtocolMismatch)) => {
             Err(OpenError::Newer)
@@ -101,9 +278,8 @@ pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 /// Makes the names in a directory durable: redb syncs files, never the directory that names them.
-pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
-    let sync = || File::open(dir)?.sync_all();
-    sync().map_err(failed(format_args!("sync directory {}", dir.display())))
+pub(crate) fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+    disk.sync_dir(dir).map_err(failed(format_args!("sync directory {}", dir.display())))
 }
 
 /// Turns a failure of the disk or of redb into [`Error::Disk`].
@@ -114,37 +290,40 @@ where
     move |error| Error::Disk { action: action.to_string(), source: Box::new(error.into()) }
 }
 
-/// A backend whose type is known at run time only.
+/// A file whose answers are noted.
 #[derive(Debug)]
-struct Boxed(Box<dyn StorageBackend>);
+struct Watched {
+    inner: Box<dyn StorageBackend>,
+    health: Arc<Health>,
+}
 
-impl StorageBackend for Boxed {
+impl StorageBackend for Watched {
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.health.note(self.inner.len(), of_read)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
+        self.health.note(self.inner.read(offset, out), of_read)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.health.note(self.inner.set_len(len), of_write)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.health.note(self.inner.sync_data(), of_sync)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
+        self.health.note(self.inner.write(offset, data), of_write)
     }
 
     fn close(&self) -> io::Result<()> {
-        self.0.close()
+        self.inner.close()
     }
 
     fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.0.try_lock_range(start, end)
+        self.inner.try_lock_range(start, end)
     }
 
     fn try_lock_shared_range(
@@ -152,22 +331,22 @@ impl StorageBackend for Boxed {
         start: Bound<u64>,
         end: Bound<u64>,
     ) -> Result<bool, BackendError> {
-        self.0.try_lock_shared_range(start, end)
+        self.inner.try_lock_shared_range(start, end)
     }
 
     fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.0.lock_range(start, end)
+        self.inner.lock_range(start, end)
     }
 
     fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.0.lock_shared_range(start, end)
+        self.inner.lock_shared_range(start, end)
     }
 
     fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.0.unlock_range(start, end)
+        self.inner.unlock_range(start, end)
     }
 
     fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.0.query_lock_range(start, end)
+        self.inner.query_lock_range(start, end)
     }
 }

@@ -3,25 +3,72 @@
 //! - A file counts from the moment the manifest names it; rows go in only after that.
 //! - Each write is one transaction that raises the generation, so that a file behind the manifest was rolled back.
 //! - Segments that a merge replaced keep their extents until no scan reads them.
+//! - A file that is made anew (`draft.rs`) keeps the identity, and takes the next generation: whichever of the two
+//!   bears the name after a crash, it holds the same rows.
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
-use hypertide_proto::ids::ChunkId;
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, StorageError};
-
-use super::disk::{Disk, OpenError, OpenOptionsRedb, contain, failed, open_database};
-use crate::{
-    ChunkSpec, Error,
-    chunk::Stored,
-    segment::{EncodedSegment, Segment, SegmentError, SegmentKey},
-    tables::{self, FORMAT, FileHeader, Manifest, Point},
+use hypertide_proto::ids::{ChunkId, Csn};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, StorageError, TableHandle,
+    WriteTransaction,
 };
 
-const CACHE_BYTES: usize = 4 << 20;
+use super::{
+    cache::ExtentCache,
+    disk::{Ailment, Disk, Health, OpenError, OpenOptionsRedb, contain, failed, open_watched},
+    held::Held,
+    history::{self, History},
+};
+use crate::{
+    ChunkSpec, Error, Tombstone,
+    chunk::Stored,
+    segment::{EncodedSegment, Segment, SegmentError, SegmentKey},
+    tables::{self, CommitRow, FORMAT, FileHeader, Manifest, Point},
+    tombstone::Delete,
+};
+
+/// redb's own memory for pages. Small, since extents that were read are kept in the store's cache.
+pub(super) const CACHE_BYTES: usize = 1 << 20;
+
+/// Wrong blocks that a message names.
+const FAULTS_SHOWN: usize = 3;
+
+/// Keys and framed values of a table.
+pub(super) type RawRows = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// An extent as it lies in a file.
+#[derive(Debug)]
+pub(crate) enum RawExtent {
+    /// Its checksum fits.
+    Whole(Bytes),
+    /// Its checksum does not.
+    Wrong(Bytes),
+    /// There is none of that name.
+    Missing,
+}
+
+/// A chunk file that is to be made.
+#[derive(Debug)]
+pub(crate) struct New {
+    pub(crate) spec: ChunkSpec,
+    pub(crate) cache: Arc<ExtentCache>,
+}
+
+/// A chunk file that is to be opened.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) chunk: ChunkId,
+    pub(crate) manifest: Manifest,
+    pub(crate) cache: Arc<ExtentCache>,
+}
 
 /// Segments of a chunk as they were at one moment.
 pub(crate) type Segments = Arc<Vec<Arc<Segment>>>;
@@ -35,6 +82,18 @@ pub(crate) struct Write {
     pub(crate) added: Vec<EncodedSegment>,
     /// Segments that these replace.
     pub(crate) replaced: Vec<u64>,
+    /// Deletes among the commits by which it is flushed further.
+    pub(crate) deletes: Vec<Delete>,
+    /// The commits by which it is flushed further.
+    pub(crate) commits: Vec<CommitRow>,
+}
+
+impl Write {
+    /// A write that changes nothing but, perhaps, how far the chunk is flushed.
+    pub(crate) fn to(flushed: Point) -> Self {
+        let (added, replaced) = (Vec::new(), Vec::new());
+        Self { flushed, added, replaced, deletes: Vec::new(), commits: Vec::new() }
+    }
 }
 
 /// A write that is durable, and not seen by scans yet.
@@ -57,8 +116,9 @@ impl Written {
 
 /// What the file holds, as the chunk's state counts it.
 pub(crate) fn stored(manifest: &Manifest) -> Stored {
-    let Manifest { flushed, segments, bytes, .. } = *manifest;
-    Stored { flushed, segments, bytes }
+    let Manifest { flushed, segments, bytes, removed, horizon, deleted, deletes, .. } = *manifest;
+    let Manifest { compressed, .. } = *manifest;
+    Stored { flushed, segments, bytes, removed, horizon, deleted, deletes, compressed }
 }
 
 #[derive(Debug)]
@@ -73,50 +133,72 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct ChunkFile {
     chunk: ChunkId,
-    database: Database,
+    database: Held,
+    health: Arc<Health>,
+    cache: Arc<ExtentCache>,
     state: Mutex<State>,
+    /// The file was ahead of the manifest when it was opened, and nobody was told yet.
+    ahead: AtomicBool,
 }
 
 impl ChunkFile {
     /// Makes the file of a chunk, which must not be there.
-    pub(crate) fn create(disk: &dyn Disk, path: &Path, spec: ChunkSpec) -> Result<Self, Error> {
+    pub(crate) fn create(disk: &dyn Disk, path: &Path, new: New) -> Result<Self, Error> {
+        let New { spec, cache } = new;
         let chunk = spec.chunk;
-        let database = open(disk, path, chunk)?;
+        let health = Arc::default();
+        let database = open(disk, path, chunk, &health)?;
         let manifest = Manifest {
             file: *uuid::Uuid::new_v4().as_bytes(),
             generation: 0,
             flushed: Point::default(),
             segments: 0,
             bytes: 0,
+            ahead: false,
+            removed: 0,
+            horizon: Csn::default(),
+            deleted: Csn::default(),
+            deletes: 0,
+            compressed: None,
         };
-        let header =
-            FileHeader { format: FORMAT, spec, manifest, segment_next: 0, garbage: Vec::new() };
+        let header = FileHeader {
+            format: FORMAT,
+            spec,
+            manifest,
+            segment_next: 0,
+            garbage: Vec::new(),
+            compression: None,
+            deletes: Vec::new(),
+        };
         let write = || -> Result<(), redb::Error> {
             let txn = database.begin_write()?;
             let body = tables::pack(&header);
             tables::put(&mut txn.open_table(tables::HEADER)?, tables::HEADER_KEY, &[&body])?;
             txn.open_table(tables::SEGMENTS)?;
             txn.open_table(tables::EXTENTS)?;
+            txn.open_table(tables::COMMITS)?;
             txn.commit()?;
             Ok(())
         };
-        write().map_err(failed(format_args!("make the file of chunk {chunk}")))?;
+        write().map_err(|error| {
+            failure(chunk, (format!("make the file of chunk {chunk}"), error), health.ailment())
+        })?;
         let state = State { header, segments: Arc::default(), garbage: Vec::new() };
-        Ok(Self { chunk, database, state: Mutex::new(state) })
+        let (state, ahead) = (Mutex::new(state), AtomicBool::new(false));
+        Ok(Self { chunk, database, health, cache, state, ahead })
     }
 
     /// Opens the file of a chunk and checks it against what the manifest says of it.
-    pub(crate) fn open(
-        disk: &dyn Disk,
-        path: &Path,
-        chunk: ChunkId,
-        manifest: Manifest,
-    ) -> Result<Self, Error> {
+    pub(crate) fn open(disk: &dyn Disk, path: &Path, known: Known) -> Result<Self, Error> {
+        let Known { chunk, manifest, cache } = known;
         let damaged = |what: String| Error::Damaged { chunk, what };
-        if std::fs::metadata(path).map_or(0, |meta| meta.len()) == 0 {
+        let size = disk.size(path);
+        let size = size.map_err(failed(format_args!("look for the file of chunk {chunk}")))?;
+        if size.unwrap_or(0) == 0 {
             return Err(damaged("its file is missing or empty".into()));
         }
-        let database = open(disk, path, chunk)?;
+        let health = Arc::default();
+        let database = open(disk, path, chunk, &health)?;
         let (header, segments) = contain(|| load(&database, chunk)).map_err(damaged)??;
         let (found, known) = (header.manifest, manifest);
         if found.file != known.file || header.spec.chunk != chunk {
@@ -129,12 +211,27 @@ impl ChunkFile {
             )));
         }
         let rows: u64 = segments.iter().map(|segment| segment.rows()).sum();
-        if rows != found.flushed.rows || segments.len() as u64 != found.segments {
-            let expected = found.flushed.rows;
-            return Err(damaged(format!("its segments hold {rows} rows instead of {expected}")));
+        if Some(rows) != found.flushed.rows.checked_sub(found.removed)
+            || segments.len() as u64 != found.segments
+        {
+            let (all, removed) = (found.flushed.rows, found.removed);
+            return Err(damaged(format!(
+                "its segments hold {rows} rows instead of {all} without {removed}"
+            )));
         }
         let state = State { header, segments: Arc::new(segments), garbage: Vec::new() };
-        Ok(Self { chunk, database, state: Mutex::new(state) })
+        let (state, ahead) = (Mutex::new(state), AtomicBool::new(found != known));
+        Ok(Self { chunk, database, health, cache, state, ahead })
+    }
+
+    /// Whether an operation on the disk failed in a way that only opening the file anew can end.
+    pub(crate) fn ailing(&self) -> bool {
+        self.health.ailment() != Ailment::None
+    }
+
+    /// What the file holds, once, when the manifest was behind it.
+    pub(crate) fn take_ahead(&self) -> Option<Manifest> {
+        self.ahead.swap(false, Ordering::AcqRel).then(|| self.manifest())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -150,8 +247,33 @@ impl ChunkFile {
         self.lock().header.manifest
     }
 
-    pub(crate) fn spec(&self) -> ChunkSpec {
-        self.lock().header.spec.clone()
+    /// Deletes that its segments still hold rows of, up to a commit.
+    pub(crate) fn deletes(&self, snapshot: Csn) -> Vec<Tombstone> {
+        let state = self.lock();
+        let known = state.header.deletes.iter().filter(|delete| delete.csn <= snapshot);
+        known.map(|delete| delete.tombstone.clone()).collect()
+    }
+
+    pub(crate) fn header(&self) -> FileHeader {
+        self.lock().header.clone()
+    }
+
+    /// Sets the next `count` numbers of segments aside, for a file that is to replace this one; gives the first.
+    ///
+    /// Only by the one who may write to the file: a write under way would give the same numbers.
+    pub(crate) fn reserve(&self, count: u64) -> u64 {
+        let mut state = self.lock();
+        let first = state.header.segment_next;
+        state.header.segment_next += count;
+        first
+    }
+
+    /// The commits after `from` up to and with `to`; `None` when they are not all kept. It may begin earlier.
+    pub(crate) fn history(&self, from: Csn, to: Point) -> Result<Option<History>, Error> {
+        self.contained("read", || {
+            let txn = self.database.begin_read()?;
+            history::read(&txn.open_table(tables::COMMITS)?, (from, to))
+        })
     }
 
     /// The name of the `offset`-th segment that is written next.
@@ -183,21 +305,24 @@ impl ChunkFile {
             header.garbage.iter().filter(|(id, _)| !busy.contains(id)).copied().collect();
         header.garbage.retain(|(id, _)| busy.contains(id));
         header.garbage.extend(replaced.iter().map(|segment| garbage_of(segment)));
-        let bytes_of = |encoded: &EncodedSegment| {
-            encoded.header.len() + encoded.extents.iter().map(Vec::len).sum::<usize>()
-        };
-        let added_bytes: usize = write.added.iter().map(bytes_of).sum();
+        let added_bytes: u64 = write.added.iter().map(encoded_bytes).sum();
+        let mut commits = History::at(header.manifest.flushed);
+        commits.extend(write.commits.iter().copied());
         header.spec = spec;
         header.segment_next += write.added.len() as u64;
         header.manifest.generation += 1;
         header.manifest.flushed = write.flushed;
+        header.deletes.extend(write.deletes.iter().cloned());
+        header.manifest.deletes = header.deletes.len() as u64;
+        let deleted = write.deletes.iter().map(|delete| delete.csn).max();
+        header.manifest.deleted = deleted.unwrap_or(header.manifest.deleted);
         header.manifest.segments = segments.len() as u64;
         header.manifest.bytes = if write.replaced.is_empty() {
-            header.manifest.bytes + added_bytes as u64
+            header.manifest.bytes + added_bytes
         } else {
-            self.bytes_without(&write.replaced)? + added_bytes as u64
+            self.bytes_without(&write.replaced)? + added_bytes
         };
-        self.commit(&header, &write, &dead)?;
+        self.commit(&header, (&write, &commits), &dead)?;
         let busy = held.into_iter().filter(|segment| busy.contains(&segment.key().segment));
         let garbage = busy.chain(replaced).collect();
         Ok(Written { header, segments, garbage })
@@ -217,20 +342,22 @@ impl ChunkFile {
         opened.map_err(|error| segment_error(self.chunk, error))
     }
 
-    fn commit(&self, header: &FileHeader, write: &Write, dead: &[(u64, u32)]) -> Result<(), Error> {
+    fn commit(
+        &self,
+        header: &FileHeader,
+        (write, commits): (&Write, &History),
+        dead: &[(u64, u32)],
+    ) -> Result<(), Error> {
         let first = header.segment_next - write.added.len() as u64;
         let run = || -> Result<(), redb::Error> {
             let mut txn = self.database.begin_write()?;
             txn.set_durability(Durability::Immediate)?;
             {
+                for (segment, encoded) in (first..).zip(&write.added) {
+                    put_segment(&txn, segment, encoded)?;
+                }
                 let mut segments = txn.open_table(tables::SEGMENTS)?;
                 let mut extents = txn.open_table(tables::EXTENTS)?;
-                for (segment, encoded) in (first..).zip(&write.added) {
-                    tables::put(&mut segments, &segment.to_be_bytes(), &[&encoded.header])?;
-                    for (number, extent) in (0..).zip(&encoded.extents) {
-                        tables::put(&mut extents, &tables::extent_key(segment, number), &[extent])?;
-                    }
-                }
                 for segment in &write.replaced {
                     segments.remove(segment.to_be_bytes().as_slice())?;
                 }
@@ -238,6 +365,9 @@ impl ChunkFile {
                     for number in 0..*count {
                         extents.remove(tables::extent_key(*segment, number).as_slice())?;
                     }
+                }
+                if !commits.commits().is_empty() {
+                    history::append(&mut txn.open_table(tables::COMMITS)?, commits)?;
                 }
                 let mut head = txn.open_table(tables::HEADER)?;
                 tables::put(&mut head, tables::HEADER_KEY, &[&tables::pack(header)])?;
@@ -252,40 +382,138 @@ impl ChunkFile {
     fn bytes_without(&self, replaced: &[u64]) -> Result<u64, Error> {
         let kept = self.segments();
         let kept = kept.iter().filter(|segment| !replaced.contains(&segment.key().segment));
-        let kept: Vec<(u64, u32)> = kept.map(|segment| garbage_of(segment)).collect();
+        kept.map(|segment| self.segment_bytes(segment)).sum()
+    }
+
+    /// Encoded bytes of a segment.
+    pub(crate) fn segment_bytes(&self, segment: &Segment) -> Result<u64, Error> {
+        let (id, count) = garbage_of(segment);
         self.contained("measure", || {
             let txn = self.database.begin_read()?;
             let (segments, extents) =
                 (txn.open_table(tables::SEGMENTS)?, txn.open_table(tables::EXTENTS)?);
-            let mut bytes = 0;
-            for (segment, count) in kept {
-                let header = segments.get(segment.to_be_bytes().as_slice())?;
-                bytes += header.map_or(0, |row| row.value().len());
-                for number in 0..count {
-                    let extent = extents.get(tables::extent_key(segment, number).as_slice())?;
-                    bytes += extent.map_or(0, |row| row.value().len());
-                }
+            let header = segments.get(id.to_be_bytes().as_slice())?;
+            let mut bytes = header.map_or(0, |row| tables::body_of(row.value()).len());
+            for number in 0..count {
+                let extent = extents.get(tables::extent_key(id, number).as_slice())?;
+                bytes += extent.map_or(0, |row| tables::body_of(row.value()).len());
             }
             Ok(bytes as u64)
         })
     }
 
-    /// Reads an extent of a segment and verifies it.
-    pub(crate) fn extent(&self, segment: u64, extent: usize) -> Result<Bytes, Error> {
-        let number = u32::try_from(extent).unwrap_or(u32::MAX);
-        let key = tables::extent_key(segment, number);
-        let found = self.contained("read", || {
+    /// A segment as it was written, verified.
+    pub(crate) fn encoded(&self, segment: &Segment) -> Result<EncodedSegment, Error> {
+        let id = segment.key().segment;
+        let header = self.header_of(segment)?;
+        let extents = (0..segment.extent_count()).map(|extent| {
+            // Past the cache: nobody will want these again under this file.
+            self.read_extent(id, extent).map(|bytes| bytes.to_vec())
+        });
+        Ok(EncodedSegment { header, extents: extents.collect::<Result<_, Error>>()? })
+    }
+
+    /// The header of a segment as it was written, verified.
+    fn header_of(&self, segment: &Segment) -> Result<Vec<u8>, Error> {
+        let (id, key) = (segment.key().segment, segment.key().segment.to_be_bytes());
+        let header = self.contained("read", || {
             let txn = self.database.begin_read()?;
-            let row = txn.open_table(tables::EXTENTS)?.get(key.as_slice())?;
-            Ok(row.map(|row| tables::unframe(&key, row.value()).map(Bytes::copy_from_slice)))
+            let row = txn.open_table(tables::SEGMENTS)?.get(key.as_slice())?;
+            Ok(row.and_then(|row| tables::unframe(&key, row.value()).map(<[u8]>::to_vec)))
         })?;
-        let what = match found {
-            Some(Some(bytes)) => return Ok(bytes),
-            Some(None) => "has wrong bytes",
-            None => "is missing",
+        let what = || format!("segment {id}: its header is missing or has wrong bytes");
+        header.ok_or_else(|| Error::Damaged { chunk: self.chunk, what: what() })
+    }
+
+    /// Whether a segment is still one of the file's.
+    pub(crate) fn has_segment(&self, segment: &Segment) -> bool {
+        self.segments().iter().any(|other| other.key() == segment.key())
+    }
+
+    /// Verifies the header of a segment; gives its bytes.
+    pub(crate) fn header_bytes(&self, segment: &Segment) -> Result<u64, Error> {
+        let header = self.header_of(segment)?;
+        let opened = Segment::open(segment.key(), &header);
+        opened.map_err(|error| segment_error(self.chunk, error))?;
+        Ok(header.len() as u64)
+    }
+
+    /// Verifies every header and every extent.
+    pub(crate) fn verify(&self) -> Result<(), Error> {
+        for segment in self.segments().iter() {
+            self.header_bytes(segment)?;
+            for extent in 0..segment.extent_count() {
+                self.read_extent(segment.key().segment, extent)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of all tables but `without`, as they lie in the file.
+    pub(super) fn tables(&self, without: &[&str]) -> Result<Vec<(String, RawRows)>, Error> {
+        self.contained("read", || {
+            let txn = self.database.begin_read()?;
+            let mut tables = Vec::new();
+            for handle in txn.list_tables()?.filter(|handle| !without.contains(&handle.name())) {
+                let mut rows = RawRows::new();
+                for row in txn.open_table(tables::definition(handle.name()))?.iter()? {
+                    let (key, value) = row?;
+                    rows.push((key.value().to_vec(), value.value().to_vec()));
+                }
+                tables.push((handle.name().to_owned(), rows));
+            }
+            Ok(tables)
+        })
+    }
+
+    /// An extent of a segment, verified.
+    pub(crate) fn extent(&self, segment: u64, extent: usize) -> Result<Bytes, Error> {
+        let name = (self.lock().header.manifest.file, segment, extent);
+        if let Some(bytes) = self.cache.get(&name) {
+            return Ok(bytes);
+        }
+        let bytes = self.read_extent(segment, extent)?;
+        self.cache.put(name, &bytes);
+        Ok(bytes)
+    }
+
+    /// Reads an extent from the file and verifies it.
+    pub(crate) fn read_extent(&self, segment: u64, extent: usize) -> Result<Bytes, Error> {
+        let what = match self.raw_extent(segment, extent)? {
+            RawExtent::Whole(bytes) => return Ok(bytes),
+            RawExtent::Wrong(bytes) => {
+                let blocks = self.wrong_blocks(segment, extent, &bytes);
+                format!("has wrong bytes{blocks}")
+            }
+            RawExtent::Missing => "is missing".to_owned(),
         };
         let what = format!("segment {segment}, extent {extent} {what}");
         Err(Error::Damaged { chunk: self.chunk, what })
+    }
+
+    /// An extent as it lies in the file, right or wrong.
+    pub(crate) fn raw_extent(&self, segment: u64, extent: usize) -> Result<RawExtent, Error> {
+        let number = u32::try_from(extent).unwrap_or(u32::MAX);
+        let key = tables::extent_key(segment, number);
+        self.contained("read", || {
+            let txn = self.database.begin_read()?;
+            let row = txn.open_table(tables::EXTENTS)?.get(key.as_slice())?;
+            Ok(row.map_or(RawExtent::Missing, |row| match tables::unframe(&key, row.value()) {
+                Some(bytes) => RawExtent::Whole(Bytes::copy_from_slice(bytes)),
+                None => RawExtent::Wrong(Bytes::copy_from_slice(tables::body_of(row.value()))),
+            }))
+        })
+    }
+
+    /// Names the blocks of a wrong extent that are wrong themselves.
+    fn wrong_blocks(&self, segment: u64, extent: usize, bytes: &[u8]) -> String {
+        let segments = self.segments();
+        let Some(segment) = segments.iter().find(|known| known.key().segment == segment) else {
+            return String::new();
+        };
+        let faults = super::check::faults_of_extent(segment, extent, bytes);
+        let shown = faults.iter().take(FAULTS_SHOWN).map(|fault| format!("; {}", fault.place()));
+        shown.collect()
     }
 
     /// Runs work on the database; bytes that make redb stumble are damage, all else is the disk's.
@@ -300,10 +528,48 @@ impl ChunkFile {
             Ok(Err(error)) if is_damage(&error) => {
                 Err(Error::Damaged { chunk, what: error.to_string() })
             }
-            Ok(Err(error)) => Err(failed(format_args!("{verb} the file of chunk {chunk}"))(error)),
+            Ok(Err(error)) => {
+                let action = format!("{verb} the file of chunk {chunk}");
+                Err(failure(chunk, (action, error), self.health.ailment()))
+            }
             Err(what) => Err(Error::Damaged { chunk, what }),
         }
     }
+}
+
+/// What a failed operation means, by what the disk answered.
+pub(super) fn failure(
+    chunk: ChunkId,
+    (action, error): (String, redb::Error),
+    ailment: Ailment,
+) -> Error {
+    match ailment {
+        Ailment::Unreadable => {
+            Error::Damaged { chunk, what: format!("the disk cannot read its file: {error}") }
+        }
+        Ailment::Full => Error::DiskFull(format!("{action}: {error}")),
+        Ailment::None | Ailment::Broken => failed(action)(error),
+    }
+}
+
+/// Encoded bytes of a segment that was not written yet.
+pub(super) fn encoded_bytes(encoded: &EncodedSegment) -> u64 {
+    (encoded.header.len() + encoded.extents.iter().map(Vec::len).sum::<usize>()) as u64
+}
+
+/// Puts a segment into the tables of a chunk's file.
+pub(super) fn put_segment(
+    txn: &WriteTransaction,
+    segment: u64,
+    encoded: &EncodedSegment,
+) -> Result<(), redb::Error> {
+    let mut segments = txn.open_table(tables::SEGMENTS)?;
+    tables::put(&mut segments, &segment.to_be_bytes(), &[&encoded.header])?;
+    let mut extents = txn.open_table(tables::EXTENTS)?;
+    for (number, extent) in (0..).zip(&encoded.extents) {
+        tables::put(&mut extents, &tables::extent_key(segment, number), &[extent])?;
+    }
+    Ok(())
 }
 
 fn garbage_of(segment: &Segment) -> (u64, u32) {
@@ -332,14 +598,27 @@ pub(crate) fn segment_error(chunk: ChunkId, error: SegmentError) -> Error {
     }
 }
 
-fn open(disk: &dyn Disk, path: &Path, chunk: ChunkId) -> Result<Database, Error> {
+pub(super) fn open(
+    disk: &dyn Disk,
+    path: &Path,
+    chunk: ChunkId,
+    health: &Arc<Health>,
+) -> Result<Held, Error> {
     let options = OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify: false };
     let action = || format!("open the file of chunk {chunk}");
-    open_database(disk, path, options).map_err(|error| match error {
+    open_watched(disk, path, options, Arc::clone(health)).map_err(|error| match error {
         OpenError::Damaged(what) => Error::Damaged { chunk, what },
         OpenError::Newer => Error::Damaged { chunk, what: "its file is of a newer format".into() },
-        OpenError::InUse => Error::Disk { action: action(), source: "it is in use".into() },
-        OpenError::Disk(source) => Error::Disk { action: action(), source },
+        // By a scan that still holds a handle which failed.
+        OpenError::InUse => Error::Overloaded(format!("{}: it is in use", action())),
+        OpenError::Scarce(error) => Error::Overloaded(format!("{}: {error}", action())),
+        OpenError::Disk(source) => match health.ailment() {
+            Ailment::Unreadable => {
+                Error::Damaged { chunk, what: format!("the disk cannot read its file: {source}") }
+            }
+            Ailment::Full => Error::DiskFull(format!("{}: {source}", action())),
+            Ailment::None | Ailment::Broken => Error::Disk { action: action(), source },
+        },
     })
 }
 

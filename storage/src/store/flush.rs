@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Condvar, Mutex, PoisonError},
+    sync::PoisonError,
     time::{Duration, Instant},
 };
 
@@ -20,10 +20,10 @@ use super::{
 };
 use crate::{
     Error, StoreConfig,
-    chunk::{FlushPlan, Released},
-    compact,
+    chunk::{Commit, FlushPlan, Released},
+    compact::{self, Goal},
     journal::Change,
-    segment::{EncodedSegment, SEGMENT_ROWS_MAX, encode},
+    segment::{Effort, EncodeOptions, EncodedSegment, SEGMENT_ROWS_MAX, SegmentKey, encode_with},
     tables::Manifest,
 };
 
@@ -34,32 +34,7 @@ const TICK_SCARCE: Duration = Duration::from_millis(20);
 /// Pause before a chunk whose flush failed is tried again.
 const FAILED_PAUSE: Duration = Duration::from_secs(10);
 /// Free bytes below which not even a flush writes.
-const FLUSH_RESERVE_BYTES: u64 = 64 << 20;
-
-/// Tells the background thread to end.
-#[derive(Debug, Default)]
-pub(super) struct Stop {
-    stopped: Mutex<bool>,
-    wake: Condvar,
-}
-
-impl Stop {
-    pub(super) fn stop(&self) {
-        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.wake.notify_all();
-    }
-
-    /// Waits; false when it is time to end.
-    fn wait(&self, pause: Duration) -> bool {
-        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.wake.wait_timeout_while(stopped, pause, |stopped| !*stopped);
-        !*waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    fn stopped(&self) -> bool {
-        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub(crate) const FLUSH_RESERVE_BYTES: u64 = 64 << 20;
 
 /// Flushes and merges what is due until told to stop.
 pub(super) fn run_background(inner: &Inner) {
@@ -93,11 +68,18 @@ pub(super) fn run_background(inner: &Inner) {
                 work(chunk, &|| flush_chunk(inner, chunk));
             }
         }
+        let purged = inner.replicas().with_deletes(inner.config.version_age, (inner.opened, now));
+        for chunk in purged {
+            work(chunk, &|| compact::rewrite(inner, chunk, Goal::Purge));
+        }
         let crowded = inner.replicas().crowded(compact::SEGMENTS_MAX as u64);
         merged.retain(|chunk, _| crowded.contains_key(chunk));
         for (chunk, segments) in crowded {
             if merged.get(&chunk) != Some(&segments) {
-                work(chunk, &|| compact::run(inner, chunk));
+                work(chunk, &|| {
+                    compact::run(inner, chunk)?;
+                    compact::shrink_wasteful(inner, chunk)
+                });
                 let after = inner.replicas().report(&[chunk]).first().map(|report| report.segments);
                 if after == Some(segments) {
                     merged.insert(chunk, segments);
@@ -118,14 +100,21 @@ pub(super) fn flush_chunk(inner: &Inner, chunk: ChunkId) -> Result<(), Error> {
     flushed.inspect_err(|error| inner.note_failure(error))
 }
 
-fn write_plan(inner: &Inner, chunk: ChunkId, plan: FlushPlan) -> Result<(), Error> {
+/// [`flush_chunk`] for one who holds the right to write.
+pub(super) fn write_plan(inner: &Inner, chunk: ChunkId, plan: FlushPlan) -> Result<(), Error> {
     let FlushPlan { spec, commits, to } = plan;
+    let deletes = commits.iter().flat_map(Commit::deletes).collect();
+    let rows = commits.iter().map(Commit::row).collect();
     let sorted = runs(&spec, &commits)
         .map_err(|error| Error::Invalid(format!("sort rows of chunk {chunk}: {error}")))?;
     drop(commits);
-    let file = inner.files.get_or_create(&inner.node, &spec)?;
+    let file = match inner.file(chunk)? {
+        Some(file) => file,
+        None => inner.files.get_or_create(&inner.node, &spec)?,
+    };
     let added = encode_runs(&file, chunk, sorted)?;
-    let written = file.write(spec, Write { flushed: to, added, replaced: Vec::new() })?;
+    let write = Write { added, deletes, commits: rows, ..Write::to(to) };
+    let written = file.write(spec, write)?;
     let (manifest, stored) = (written.manifest(), written.stored());
     let released = {
         // A scan takes the recent rows and the segments under this lock: it sees the rows in one of them.
@@ -134,7 +123,7 @@ fn write_plan(inner: &Inner, chunk: ChunkId, plan: FlushPlan) -> Result<(), Erro
         replicas.flushed(chunk, stored)
     };
     save_manifest(inner, chunk, manifest)?;
-    release(inner, released);
+    inner.journal.submit_lazily(self::released(released).collect());
     Ok(())
 }
 
@@ -153,22 +142,37 @@ pub(crate) fn encode_runs(
     chunk: ChunkId,
     runs: Vec<Sorted>,
 ) -> Result<Vec<EncodedSegment>, Error> {
+    let spec = file.header().spec;
     let mut encoded = Vec::new();
-    for Sorted { rows, csns } in runs {
-        let mut start = 0;
-        for csns in csns.chunks(SEGMENT_ROWS_MAX) {
-            let rows = rows.slice(start, csns.len());
-            start += csns.len();
-            let segment = encode(file.next_key(encoded.len()), &rows, csns);
-            encoded.push(segment.map_err(|error| segment_error(chunk, error))?);
-        }
+    let how = EncodeOptions { effort: Effort::Fast, keys: &spec.order_columns };
+    for run in runs {
+        let first = file.next_key(encoded.len());
+        encoded.extend(encode_run(chunk, first, run, how)?);
     }
     Ok(encoded)
 }
 
-/// Lets go of journal rows that are of no use any more.
-pub(super) fn release(inner: &Inner, released: Released) {
+/// Encodes a run as the segments from `first` on.
+pub(crate) fn encode_run(
+    chunk: ChunkId,
+    first: SegmentKey,
+    Sorted { rows, csns }: Sorted,
+    how: EncodeOptions<'_>,
+) -> Result<Vec<EncodedSegment>, Error> {
+    let (mut start, mut key) = (0, first);
+    let mut encoded = Vec::new();
+    for csns in csns.chunks(SEGMENT_ROWS_MAX) {
+        let rows = rows.slice(start, csns.len());
+        start += csns.len();
+        let segment = encode_with(key, &rows, csns, how);
+        encoded.push(segment.map_err(|error| segment_error(chunk, error))?);
+        key.segment += 1;
+    }
+    Ok(encoded)
+}
+
+/// How the journal lets go of rows that are of no use any more.
+pub(super) fn released(released: Released) -> impl Iterator<Item = Change> {
     let parts = released.parts.into_iter().map(Change::RemovePart);
-    let decisions = released.decisions.into_iter().map(Change::RemoveDecision);
-    inner.journal.submit_lazily(parts.chain(decisions).collect());
+    parts.chain(released.decisions.into_iter().map(Change::RemoveDecision))
 }

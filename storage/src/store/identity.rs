@@ -10,6 +10,7 @@ use hypertide_proto::ids::{ChunkId, DiskId};
 use redb::{Database, ReadableDatabase, ReadableTable, TableError};
 
 use super::disk::{Disk, OpenError, OpenOptionsRedb, contain, failed, open_database, sync_dir};
+use super::held::Held;
 use crate::{
     Error,
     tables::{self, FORMAT, Identity, Manifest},
@@ -24,7 +25,7 @@ const CACHE_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct NodeFile {
     /// `None` after [`NodeFile::close`].
-    database: Mutex<Option<Database>>,
+    database: Mutex<Option<Held>>,
     identity: Mutex<Identity>,
     manifest: Mutex<BTreeMap<ChunkId, Manifest>>,
     settled: bool,
@@ -38,12 +39,13 @@ impl NodeFile {
     /// A new file gets its name only by [`NodeFile::settle`]: until then the directory holds nothing that counts, and
     /// an interrupted start begins again.
     pub(crate) fn open(disk: &dyn Disk, dir: &Path) -> Result<Self, Error> {
-        let settled = dir.join(NAME).exists();
+        let known = dir.join(NAME);
+        let settled = disk.size(&known).map_err(failed("look for node.redb"))?.is_some();
         let path = dir.join(if settled { NAME } else { NAME_NEW });
         let database = match open(disk, &path) {
             Err(OpenError::Damaged(_)) if !settled => {
                 // Nothing but the first write of an identity can be torn in it.
-                let removed = std::fs::remove_file(&path);
+                let removed = disk.remove(&path);
                 removed.map_err(failed(format_args!("remove {}", path.display())))?;
                 open(disk, &path)
             }
@@ -82,10 +84,10 @@ impl NodeFile {
     }
 
     /// Makes the directory count, after all else in it is there.
-    pub(crate) fn settle(&self, dir: &Path) -> Result<(), Error> {
-        let renamed = std::fs::rename(dir.join(NAME_NEW), dir.join(NAME));
+    pub(crate) fn settle(&self, disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+        let renamed = disk.rename(&dir.join(NAME_NEW), &dir.join(NAME));
         renamed.map_err(failed("name node.redb"))?;
-        sync_dir(dir)
+        sync_dir(disk, dir)
     }
 
     fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, Error>) -> Result<T, Error> {
@@ -159,8 +161,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn open(disk: &dyn Disk, path: &Path) -> Result<Database, OpenError> {
-    let options = OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify: false };
+fn open(disk: &dyn Disk, path: &Path) -> Result<Held, OpenError> {
+    // The file is small, and all else is checked against it.
+    let options = OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify: true };
     open_database(disk, path, options)
 }
 
@@ -178,6 +181,9 @@ fn refusal(dir: &Path, error: OpenError) -> Error {
             action: format!("open node.redb of data directory {shown}"),
             source: what.into(),
         },
+        OpenError::Scarce(error) => {
+            Error::Overloaded(format!("open data directory {shown}: {error}"))
+        }
         OpenError::Disk(source) => {
             Error::Disk { action: format!("open data directory {shown}"), source }
         }

@@ -3,11 +3,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 use tokio::sync::Notify;
 
+use super::disk::Disk;
 use crate::Error;
 
 const MARKER: &str = "io_error";
@@ -15,14 +16,16 @@ const MARKER: &str = "io_error";
 /// Why the store ended, once it did.
 #[derive(Debug)]
 pub(crate) struct Poison {
+    disk: Arc<dyn Disk>,
     marker: PathBuf,
     reason: OnceLock<String>,
     notify: Notify,
 }
 
 impl Poison {
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self { marker: dir.join(MARKER), reason: OnceLock::new(), notify: Notify::new() }
+    pub(crate) fn new(disk: Arc<dyn Disk>, dir: &Path) -> Self {
+        let (marker, notify) = (dir.join(MARKER), Notify::new());
+        Self { disk, marker, reason: OnceLock::new(), notify }
     }
 
     /// Ends the store; the first reason stays.
@@ -30,7 +33,9 @@ impl Poison {
         if self.reason.set(reason.clone()).is_ok() {
             tracing::error!("{reason}");
             // The marker tells the next start to distrust the disk. It may fail as the disk just did.
-            if let Err(error) = std::fs::write(&self.marker, &reason) {
+            let noted = self.disk.write_note(&self.marker, &reason);
+            let dir = self.marker.parent().unwrap_or(Path::new(""));
+            if let Err(error) = noted.and_then(|()| self.disk.sync_dir(dir)) {
                 tracing::error!("mark the data directory as suspect: {error}");
             }
             self.notify.notify_waiters();
@@ -58,13 +63,16 @@ impl Poison {
     }
 
     /// What an earlier process wrote when its disk failed.
-    pub(crate) fn marked(&self) -> Option<String> {
-        std::fs::read_to_string(&self.marker).ok()
+    pub(crate) fn marked(&self) -> Result<Option<String>, Error> {
+        self.disk.read_note(&self.marker).map_err(|error| Error::Disk {
+            action: "look for the mark of an earlier disk failure".into(),
+            source: error.into(),
+        })
     }
 
     /// Forgets the mark of an earlier process, after the disk was verified.
     pub(crate) fn clear_mark(&self) -> Result<(), Error> {
-        std::fs::remove_file(&self.marker).map_err(|error| Error::Disk {
+        self.disk.remove(&self.marker).map_err(|error| Error::Disk {
             action: "remove the mark of an earlier disk failure".into(),
             source: error.into(),
         })

@@ -2,8 +2,9 @@
 //!
 //! 1. `node.redb` is opened first; its lock keeps every other process out.
 //! 2. The journal is read whole. It carries the disk's id, so that a lost one is noticed.
-//! 3. What chunk files hold is taken from the manifest. Only files of chunks that are in the journal are opened: only
-//!    those can be ahead of the manifest, by a flush whose manifest was not written any more.
+//! 3. What chunk files hold is taken from the manifest. Only files of chunks that are in the journal are opened, and
+//!    those that the manifest says so of: only they can be ahead of it, by a flush or by commits from another replica
+//!    whose manifest was not written any more.
 //! 4. Parts become pending, those with a decision committed; what the files hold already leaves the journal.
 
 use std::{
@@ -19,38 +20,44 @@ use hypertide_proto::{
 };
 
 use super::{
-    Inner, StoreConfig, decode_part,
+    Inner, StoreConfig,
+    cache::ExtentCache,
+    decode_part,
     disk::{Disk, sync_dir},
     file::stored,
-    files::Files,
-    flush::Stop,
+    files::{FileLimits, Files},
     identity::NodeFile,
     lock,
     memory::Memory,
     poison::Poison,
+    stop::Stop,
 };
 use crate::{
     Error,
     chunk::{Decided, Replicas},
-    journal::{Change, OpenJournal, Opened, Recovered},
+    compact::Rewriting,
+    journal::{Change, Opened, Recovered},
     tables::DecisionRow,
 };
 
 /// Opens a store.
 pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Error> {
-    make_dir(&config.dir)?;
-    let poison = Arc::new(Poison::new(&config.dir));
-    let node = NodeFile::open(disk.as_ref(), &config.dir)?;
-    let marked = poison.marked();
+    make_dir(disk.as_ref(), &config.dir)?;
+    let poison = Arc::new(Poison::new(Arc::clone(&disk), &config.dir));
+    let marked = poison.marked()?;
     if let Some(reason) = &marked {
-        tracing::warn!("the disk failed in an earlier run, its files are verified: {reason}");
+        tracing::warn!("the disk failed in an earlier run, all files are verified: {reason}");
+        forget_cached(disk.as_ref(), &config.dir);
     }
+    let node = NodeFile::open(disk.as_ref(), &config.dir)?;
     let identity = node.identity();
-    let how = OpenJournal { settled: node.settled(), verify: marked.is_some() };
-    let mut journal = Opened::read(disk.as_ref(), &config.dir, identity.disk, how)?;
-    let files = Files::open(Arc::clone(&disk), config.dir.join("chunks"), &node)?;
+    let settled = node.settled();
+    let mut journal = Opened::read(disk.as_ref(), &config.dir, identity.disk, settled)?;
+    let cache = Arc::new(ExtentCache::new(config.cache_bytes));
+    let limits = FileLimits { open_max: config.open_files_max, cache };
+    let files = Files::open(Arc::clone(&disk), config.dir.join("chunks"), &node, limits)?;
     if !node.settled() {
-        node.settle(&config.dir)?;
+        node.settle(disk.as_ref(), &config.dir)?;
     }
     let memory = Memory::new(config.memory_bytes);
     let mut replicas = Replicas::default();
@@ -58,8 +65,11 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
     let whole = recovered.damaged.is_empty();
     restore_files(&mut replicas, &files, (&node, &recovered))?;
     let changes = replay(&mut replicas, recovered, &memory);
-    if marked.is_some() && whole {
-        poison.clear_mark()?;
+    if marked.is_some() {
+        audit(&mut replicas, &files, &node)?;
+        if whole {
+            poison.clear_mark()?;
+        }
     }
     if let Err(what) = replicas.check() {
         return Err(Error::Disk { action: "recover the chunks".into(), source: what.into() });
@@ -80,18 +90,53 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
         memory,
         poison,
         writing: Mutex::default(),
+        rewriting: Rewriting::default(),
+        opened: Instant::now(),
         stop: Stop::default(),
+        counters: Arc::default(),
         closed: false.into(),
     })
 }
 
-fn make_dir(dir: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(dir).map_err(|error| Error::Disk {
+fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+    disk.make_dir(dir).map_err(|error| Error::Disk {
         action: format!("make data directory {}", dir.display()),
         source: error.into(),
     })?;
     // The directory's own name must last as long as what is in it.
-    dir.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), sync_dir)
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+    parent.map_or(Ok(()), |parent| sync_dir(disk, parent))
+}
+
+/// Has the files of a directory read from the medium: the system may hold what never reached it.
+fn forget_cached(disk: &dyn Disk, dir: &Path) {
+    let files = disk.list(dir).unwrap_or_default();
+    for path in files.iter().filter(|path| path.extension().is_some_and(|end| end == "redb")) {
+        if let Err(error) = disk.forget_cached(path) {
+            tracing::debug!("read {} afresh: {error}", path.display());
+        }
+    }
+}
+
+/// Verifies every chunk file after a failure of the disk, before any of it is served.
+fn audit(replicas: &mut Replicas, files: &Files, node: &NodeFile) -> Result<(), Error> {
+    for chunk in node.manifests().into_keys() {
+        files.forget_cached(chunk);
+        let verified = match files.get(node, chunk) {
+            Ok(Some(file)) => file.verify(),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match verified {
+            Ok(()) => {}
+            Err(Error::Damaged { what, .. }) => {
+                tracing::error!("chunk {chunk} is damaged: {what}");
+                replicas.mark_damaged(chunk, &what);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Takes in what chunk files hold.
@@ -101,18 +146,15 @@ fn restore_files(
     (node, recovered): (&NodeFile, &Recovered),
 ) -> Result<(), Error> {
     let busy: BTreeSet<ChunkId> = recovered.parts.iter().map(|(key, ..)| key.chunk).collect();
-    let mut moved = Vec::new();
     for (chunk, manifest) in node.manifests() {
         replicas.restore(chunk, stored(&manifest));
-        if !busy.contains(&chunk) {
+        if !busy.contains(&chunk) && !manifest.ahead {
             continue;
         }
         match files.get(node, chunk) {
-            Ok(Some(file)) if file.manifest() != manifest => {
-                replicas.restore(chunk, stored(&file.manifest()));
-                moved.push((chunk, Some(file.manifest())));
-            }
-            Ok(_) => {}
+            // The manifest has followed the file by now, before the journal's copies of these rows go.
+            Ok(Some(file)) => replicas.restore(chunk, stored(&file.manifest())),
+            Ok(None) => {}
             Err(Error::Damaged { what, .. }) => {
                 tracing::error!("chunk {chunk} is damaged: {what}");
                 replicas.mark_damaged(chunk, &what);
@@ -120,18 +162,14 @@ fn restore_files(
             Err(error) => return Err(error),
         }
     }
-    if moved.is_empty() {
-        return Ok(());
-    }
-    // Before the journal's copies of these rows go, as after every flush.
-    node.save_manifests(&moved)
+    Ok(())
 }
 
 /// Takes in the journal; the changes remove from it what is of no use.
 fn replay(replicas: &mut Replicas, recovered: Recovered, memory: &Arc<Memory>) -> Vec<Change> {
-    for (chunk, what) in recovered.damaged {
-        tracing::error!("chunk {chunk} is damaged: {what}");
-        replicas.mark_damaged(chunk, &what);
+    for (key, what) in recovered.damaged {
+        tracing::error!("chunk {} is damaged: {what}", key.chunk);
+        replicas.lose(key, &what);
     }
     let now = Instant::now();
     for (key, header, payload) in recovered.parts {
@@ -140,7 +178,7 @@ fn replay(replicas: &mut Replicas, recovered: Recovered, memory: &Arc<Memory>) -
             Ok(rows) => replicas.prepare(header.spec, Arc::new(rows), now),
             Err(error) => {
                 tracing::error!("journal: {error}");
-                replicas.mark_damaged(key.chunk, &format!("journal: {error}"));
+                replicas.lose(key, &format!("journal: {error}"));
             }
         }
     }

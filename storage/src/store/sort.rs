@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use arrow::{
     array::{Array, ArrayRef, RecordBatch, UInt32Array, UInt64Array},
-    compute::{concat_batches, take, take_record_batch},
+    compute::{SortOptions, concat_batches, take, take_record_batch},
     datatypes::SchemaRef,
     error::ArrowError,
     row::{RowConverter, SortField},
 };
 
+use super::order::{OrderBy, natural};
 use crate::{ChunkSpec, chunk::Commit};
 
 /// Rows of one schema with the commit number of each.
@@ -17,6 +18,17 @@ use crate::{ChunkSpec, chunk::Commit};
 pub(crate) struct Sorted {
     pub(crate) rows: RecordBatch,
     pub(crate) csns: Vec<u64>,
+}
+
+/// The columns of an order in a batch, and how each sorts.
+pub(crate) fn keys(order: &[OrderBy], rows: &RecordBatch) -> (Vec<SortField>, Vec<ArrayRef>) {
+    let key = |by: &OrderBy| {
+        let array = rows.column_by_name(&by.column)?;
+        let options = SortOptions { descending: by.descending, nulls_first: by.nulls_first };
+        let field = SortField::new_with_options(array.data_type().clone(), options);
+        Some((field, Arc::clone(array)))
+    };
+    order.iter().filter_map(key).unzip()
 }
 
 /// The rows of commits, one run for each schema among them.
@@ -38,21 +50,19 @@ pub(crate) fn runs(spec: &ChunkSpec, commits: &[Commit]) -> Result<Vec<Sorted>, 
             csns.extend(std::iter::repeat_n(commit.csn.0, batch.num_rows()));
         }
     }
+    let order = natural(spec);
     let run = |(schema, batches, csns): (SchemaRef, Vec<&RecordBatch>, Vec<u64>)| {
-        sort(spec, Sorted { rows: concat_batches(&schema, batches)?, csns })
+        sort(&order, Sorted { rows: concat_batches(&schema, batches)?, csns })
     };
     by_schema.into_iter().map(run).collect()
 }
 
-/// Sorts by the chunk's order columns, then time, then as the rows came.
-pub(crate) fn sort(spec: &ChunkSpec, run: Sorted) -> Result<Sorted, ArrowError> {
-    let names = spec.order_columns.iter().chain(&spec.time_column);
-    let keys: Vec<ArrayRef> =
-        names.filter_map(|name| run.rows.column_by_name(name)).map(Arc::clone).collect();
+/// Sorts by an order, then as the rows came. Columns that the rows lack do not count.
+pub(crate) fn sort(order: &[OrderBy], run: Sorted) -> Result<Sorted, ArrowError> {
+    let (fields, keys) = keys(order, &run.rows);
     if keys.is_empty() {
         return Ok(run);
     }
-    let fields = keys.iter().map(|key| SortField::new(key.data_type().clone())).collect();
     let converted = RowConverter::new(fields)?.convert_columns(&keys)?;
     let count = u32::try_from(run.rows.num_rows())
         .map_err(|_| ArrowError::ComputeError("more than 2^32 rows to sort at once".into()))?;

@@ -10,10 +10,12 @@ use arrow::{
 use hypertide_proto::{
     decision::{ChunkLink, Decision, Fate},
     ids::{AccessId, Boot, ChunkId, Csn, Epoch, TableId, TxnId},
-    predicate::Predicate,
+    predicate::{Predicate, Term, Test, Value},
     schema::{Column, ColumnType, TableSchema},
 };
-use hypertide_storage::{ChunkSpec, ChunkStore, Error, Part, ScanRequest, StoreConfig, batch};
+use hypertide_storage::{
+    ChunkSpec, ChunkStore, Error, Part, ScanRequest, StoreConfig, Tombstone, batch,
+};
 
 pub mod disk;
 
@@ -76,7 +78,68 @@ pub fn spec(chunk: u64) -> ChunkSpec {
 }
 
 pub fn part(chunk: u64, number: u32, rows: &[Row]) -> Part {
-    let encoded = batch::encode(&batch_of(rows)).unwrap();
+    part_of(chunk, number, batch::encode(&batch_of(rows)).unwrap())
+}
+
+/// Rows of a device up to a time, as far as a snapshot has them, that are deleted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gone {
+    pub snapshot: u64,
+    pub device: String,
+    pub until: i64,
+}
+
+impl Gone {
+    /// Whether a row that came with a commit is among them.
+    pub fn takes(&self, csn: u64, row: &Row) -> bool {
+        csn <= self.snapshot && row.1 == self.device && row.0 <= self.until
+    }
+
+    pub fn tombstone(&self) -> Tombstone {
+        let term = |column: &str, test| Term { column: column.to_owned(), test };
+        let terms = vec![
+            term("device", Test::In(vec![Value::Text(self.device.clone())])),
+            term("time", Test::LtEq(Value::Int(self.until.into()))),
+        ];
+        Tombstone { snapshot: Csn(self.snapshot), predicate: Predicate { terms } }
+    }
+}
+
+/// What a part brings.
+#[derive(Clone, Debug)]
+pub enum Content {
+    Rows(Vec<Row>),
+    Delete(Gone),
+}
+
+impl Content {
+    pub fn rows(&self) -> &[Row] {
+        match self {
+            Self::Rows(rows) => rows,
+            Self::Delete(_) => &[],
+        }
+    }
+
+    pub fn gone(&self) -> Option<&Gone> {
+        match self {
+            Self::Rows(_) => None,
+            Self::Delete(gone) => Some(gone),
+        }
+    }
+
+    pub fn part(&self, chunk: u64, number: u32) -> Part {
+        match self {
+            Self::Rows(rows) => part(chunk, number, rows),
+            Self::Delete(gone) => delete(chunk, number, gone),
+        }
+    }
+}
+
+pub fn delete(chunk: u64, number: u32, gone: &Gone) -> Part {
+    part_of(chunk, number, gone.tombstone().encode().unwrap())
+}
+
+fn part_of(chunk: u64, number: u32, encoded: batch::Encoded) -> Part {
     Part {
         spec: spec(chunk),
         epoch: Epoch(1),

@@ -1,0 +1,59 @@
+//! Putting chunks aside: out of use at once and for good, and still there for whoever wants to look into them.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::PoisonError,
+};
+
+use hypertide_proto::ids::ChunkId;
+
+use super::{
+    ChunkStore,
+    disk::{Disk, failed},
+    flush,
+};
+use crate::Error;
+
+/// Directory of what is put aside. Only the last of it is kept.
+const ASIDE: &str = "aside";
+
+impl ChunkStore {
+    /// Forgets all chunks and everything pending, and moves the files to a directory of the name given; how many there
+    /// were, and where they are. Idempotent. Blocking.
+    pub(crate) fn put_aside(&self, name: &str) -> Result<(usize, PathBuf), Error> {
+        let inner = &self.inner;
+        inner.check_open()?;
+        // What is committed and in memory only would be lost with the journal.
+        if let Err(error) = self.flush(&[]) {
+            tracing::warn!("flush chunks before they are put aside: {error}");
+        }
+        let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.check_open()?;
+        let manifests = inner.node.manifests();
+        let place = inner.config.dir.join(ASIDE).join(name);
+        if !manifests.is_empty() {
+            make_place(inner.disk.as_ref(), &inner.config.dir.join(ASIDE), &place)?;
+        }
+        for chunk in manifests.keys() {
+            inner.files.put_aside(*chunk, &place)?;
+        }
+        let gone: Vec<(ChunkId, _)> = manifests.keys().map(|chunk| (*chunk, None)).collect();
+        let saved = inner.node.save_manifests(&gone);
+        saved.inspect_err(|error| inner.note_failure(error))?;
+        let removed = {
+            let mut replicas = inner.replicas();
+            let known: Vec<ChunkId> = replicas.chunks();
+            let gone = known.into_iter().flat_map(|chunk| flush::released(replicas.remove(chunk)));
+            let gone = gone.collect();
+            // Under the lock: nothing that comes from now on is ahead of it in the queue.
+            inner.journal.submit(gone)
+        };
+        inner.wait_for(removed)?;
+        Ok((manifests.len(), place))
+    }
+}
+
+fn make_place(disk: &dyn Disk, all: &Path, place: &Path) -> Result<(), Error> {
+    let action = || format!("make {}", place.display());
+    disk.keep_only_dir(all, place).map_err(failed(action()))
+}
