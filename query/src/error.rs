@@ -404,6 +404,15 @@ impl From<Reject> for Error {
             Reject::Uncovered(_) | Reject::StaleSchema(_) => "40001",
             Reject::TooFewInSync { .. } => "53000",
             Reject::WriteIdReused(_) => "22023",
+            Reject::UnknownChunk(_) => "42P01",
+            Reject::StaleEpoch { .. } | Reject::Replica(_) => "55000",
+            Reject::LastReplica(_) | Reject::InsufficientNodes(_) => "TS160",
+            Reject::NotHypertable(_) => "TS001",
+            Reject::AlreadyAttached(_) => "TS170",
+            Reject::NotAttached(_) => "TS171",
+            Reject::NodeHoldsData(_) => "TS172",
+            Reject::InvalidMove(_) => "22023",
+            Reject::Compression(_) => "0A000",
             Reject::Identity(_) | Reject::Overlap(_) => "XX000",
         };
         let mut error = Self::of(state, &reject);

@@ -41,15 +41,16 @@ impl ImageTable {
         Self { image, table, schema }
     }
 
-    /// Which node reads what, if possible without the nodes that failed lately.
+    /// Which node reads what, if possible without the nodes that failed lately, here or by what the leader thinks.
     fn route(&self, chunks: &[ScanChunk], statement: &Statement) -> Result<Vec<Fragment>> {
-        route(chunks, &statement.suspects.now())
-            .or_else(|_| route(chunks, &BTreeSet::new()))
-            .map_err(|error| {
-                let message = format_args!("table \"{}\": {error}", self.table.name);
-                let error = RpcError::new(Code::Unavailable, message);
-                DataFusionError::External(Box::new(error))
-            })
+        let mut avoided = statement.suspects.now();
+        let silent = self.image.catalog.data_nodes().filter(|node| !node.serves());
+        avoided.extend(silent.map(|node| node.id()));
+        route(chunks, &avoided).or_else(|_| route(chunks, &BTreeSet::new())).map_err(|error| {
+            let message = format_args!("table \"{}\": {error}", self.table.name);
+            let error = RpcError::new(Code::Unavailable, message);
+            DataFusionError::External(Box::new(error))
+        })
     }
 
     fn names(&self) -> BTreeMap<NodeId, String> {

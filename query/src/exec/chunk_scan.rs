@@ -134,7 +134,7 @@ impl ScanTotals {
             segments_skipped: self.segments_skipped.load(Ordering::Relaxed),
             blocks_skipped: self.blocks_skipped.load(Ordering::Relaxed),
             bytes_read: self.bytes_read.load(Ordering::Relaxed),
-            rows: 0,
+            ..ScanStats::default()
         }
     }
 }

@@ -75,7 +75,7 @@ impl Share {
 
     /// Disks whose acknowledgement the commit needs.
     fn needed(&self) -> impl Iterator<Item = Rid> {
-        self.chunk.in_sync.iter().copied().chain(self.chunk.joining.iter().map(|(rid, _)| *rid))
+        self.chunk.members()
     }
 }
 
@@ -97,6 +97,8 @@ pub(crate) struct Writer {
     under_way: JoinSet<Delivery>,
     failed: Option<Error>,
     kept_bytes: usize,
+    /// A chunk that was closed before the commit.
+    closed: Option<ChunkId>,
     /// Whether a commit was sent whose answer got lost.
     unsure: bool,
     ended: bool,
@@ -113,6 +115,7 @@ impl Writer {
             under_way: JoinSet::new(),
             failed: None,
             kept_bytes: 0,
+            closed: None,
             unsure: false,
             ended: false,
         }
@@ -199,10 +202,47 @@ impl Writer {
             self.ended = true;
             return Ok(Committed::Empty);
         }
-        match self.propose(write, deadline).await {
-            Err(error) if self.unsure => self.settle(error).await,
-            result => result,
+        loop {
+            let result = self.propose(write, deadline).await;
+            let Err(error) = result else { return result };
+            match self.closed.take() {
+                _ if self.unsure => return self.settle(error).await,
+                Some(chunk) if Instant::now() < deadline => {
+                    self = self.past(chunk, deadline).await?;
+                }
+                _ => return Err(error),
+            }
         }
+    }
+
+    /// A writer of the same rows after a chunk was closed: those of the chunk go to the one that takes its place.
+    ///
+    /// The transaction is a new one, and the old one is aborted: the data nodes hold parts of it for the closed chunk.
+    async fn past(self, closed: ChunkId, deadline: Instant) -> Result<Self, Error> {
+        let mut next = Self::again(&self.engine, &self.kept());
+        drop(self);
+        let Some(share) = next.shares.remove(&closed) else {
+            return Err(Reject::ChunkClosed(closed).into());
+        };
+        let point = share.chunk.slices.iter().map(|slice| slice.start()).collect();
+        let command = Command::EnsureChunks { table: share.table.id, points: vec![point] };
+        let (_, answer) = next.engine.catalog.propose(command, deadline).await?;
+        let chunk = match answer? {
+            Outcome::Chunks(chunks) => chunks.into_iter().next(),
+            _ => None,
+        };
+        let chunk = chunk.ok_or_else(|| Error::of("XX000", "the catalog gave no chunk"))?;
+        for place in next.found.values_mut().filter(|place| **place == closed) {
+            *place = chunk.id;
+        }
+        match next.shares.get_mut(&chunk.id) {
+            Some(other) => {
+                other.rows += share.rows;
+                other.parts.extend(share.parts);
+            }
+            None => drop(next.shares.insert(chunk.id, Share { chunk, ..share })),
+        }
+        Ok(next)
     }
 
     /// Proposes the commit until the log has answered.
@@ -223,6 +263,10 @@ impl Writer {
                 Ok((_, Ok(Outcome::Duplicate { rows, .. }))) => return Ok(Committed::Before(rows)),
                 Ok((_, Ok(_))) => return Err(Error::of("40001", "the transaction was aborted")),
                 Ok((_, Err(Reject::Uncovered(chunk)))) => self.learn(*chunk),
+                Ok((_, Err(Reject::ChunkClosed(chunk)))) => {
+                    self.closed = Some(chunk);
+                    return Err(Reject::ChunkClosed(chunk).into());
+                }
                 Ok((_, Err(reject))) => return Err(reject.into()),
                 Err(error) => {
                     self.unsure |= matches!(error, MetaError::Unknown(_));
@@ -277,6 +321,7 @@ impl Writer {
             hash: hypertide_storage::part_hash(share.parts.iter().map(|part| part.hash)),
             rows: share.rows,
             table_version: share.table.version,
+            keyed: false,
         };
         CommitRecord { txn: self.txn, write, parts: self.shares.values().map(part).collect() }
     }

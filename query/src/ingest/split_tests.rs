@@ -48,6 +48,8 @@ fn table(buckets: usize) -> Table {
         },
         version: 1,
         kind: TableKind::Hypertable(Hypertable {
+            attached_unasked: Vec::new(),
+            compression: None,
             distributed: true,
             dimensions: vec![
                 dimension(1, "time", Rule::Time { interval: INTERVAL, now_function: None }),
@@ -95,6 +97,7 @@ fn chunk(group: &Group, buckets: u16) -> Chunk {
         last_csn: Csn(0),
         chain: 0,
         rows: 0,
+        compressed: None,
         created_ms: 0,
     }
 }

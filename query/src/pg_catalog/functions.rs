@@ -72,6 +72,7 @@ const FUNCTIONS: &[(&str, Body)] = &[
     ("pg_get_partkeydef", Body::Text(|_, _| None)),
     ("pg_tablespace_location", Body::Text(|_, _| Some(String::new()))),
     ("to_regclass", Body::Number(regclass)),
+    ("to_regtype", Body::Number(|_, values| oid::of_type_name(text(values, 0)?.trim()))),
     (REGCLASS, Body::Number(regclass)),
     (REGCLASS_NAME, Body::Text(regclass_name)),
 ];

@@ -181,6 +181,14 @@ pub(super) fn of_type(column: ColumnType) -> (i64, i32) {
     }
 }
 
+/// The number of a type by a name of it.
+pub(super) fn of_type_name(name: &str) -> Option<i64> {
+    let name = name.to_ascii_lowercase();
+    let name = name.strip_prefix("pg_catalog.").unwrap_or(&name);
+    let own = |known: &&TypeRow| known.1 == name || known.2 == name;
+    TYPES.iter().find(own).map(|known| known.0)
+}
+
 /// A type as SQL writes it.
 pub(super) fn format_type(oid: i64, modifier: Option<i64>) -> String {
     let Some((_, _, name, ..)) = TYPES.iter().find(|(known, ..)| *known == oid) else {

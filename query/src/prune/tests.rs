@@ -45,6 +45,8 @@ fn table() -> Table {
         columns: TableSchema { columns },
         version: 1,
         kind: TableKind::Hypertable(Hypertable {
+            attached_unasked: Vec::new(),
+            compression: None,
             distributed: true,
             dimensions: vec![
                 dimension(1, "time", Rule::Time { interval: INTERVAL, now_function: None }),

@@ -16,70 +16,19 @@ use datafusion::{
     error::Result as DfResult,
     prelude::SessionContext,
     sql::sqlparser::ast::{
-        Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName, SelectItem,
-        SetExpr, Statement as Ast, TableAlias, TableFactor, TableFunctionArgs, TableWithJoins,
+        Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName,
+        SelectItem, SetExpr, Statement as Ast, TableAlias, TableFactor, TableFunctionArgs,
+        TableWithJoins,
     },
 };
 use hypertide_proto::schema::ColumnType;
 
 use super::{
-    chunks, data_node, hypertable, parse, query,
+    hypertable, parse, query,
+    registry::Name,
     text::{TextColumn, TextStyle},
 };
-use crate::{Error, Session};
-
-/// A function of this kind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Name {
-    CreateHypertable,
-    CreateDistributedHypertable,
-    AddDataNode,
-    ShowChunks,
-    DropChunks,
-    SetConfig,
-}
-
-const NAMES: [(&str, Name); 6] = [
-    ("create_hypertable", Name::CreateHypertable),
-    ("create_distributed_hypertable", Name::CreateDistributedHypertable),
-    ("add_data_node", Name::AddDataNode),
-    ("show_chunks", Name::ShowChunks),
-    ("drop_chunks", Name::DropChunks),
-    ("set_config", Name::SetConfig),
-];
-
-impl Name {
-    fn of(name: &ObjectName) -> Option<Self> {
-        let (schema, name) = parse::table_name(name).ok()?;
-        let own = schema.is_none_or(|schema| ["public", "pg_catalog"].contains(&schema.as_str()));
-        NAMES.iter().find(|(known, _)| own && *known == name).map(|(_, name)| *name)
-    }
-
-    fn text(self) -> &'static str {
-        NAMES.iter().find(|(_, name)| *name == self).map_or("", |(text, _)| text)
-    }
-
-    /// Names of its parameters, in order.
-    fn parameters(self) -> &'static [&'static str] {
-        match self {
-            Self::CreateHypertable | Self::CreateDistributedHypertable => hypertable::PARAMETERS,
-            Self::AddDataNode => data_node::PARAMETERS,
-            Self::ShowChunks => chunks::SHOW_PARAMETERS,
-            Self::DropChunks => chunks::DROP_PARAMETERS,
-            Self::SetConfig => &["setting_name", "new_value", "is_local"],
-        }
-    }
-
-    /// Columns of its rows.
-    fn columns(self) -> Vec<Field> {
-        let text = |name: &str| Field::new(name, DataType::Utf8, true);
-        match self {
-            Self::CreateHypertable | Self::CreateDistributedHypertable => hypertable::columns(),
-            Self::AddDataNode => data_node::columns(),
-            Self::ShowChunks | Self::DropChunks | Self::SetConfig => vec![text(self.text())],
-        }
-    }
-}
+use crate::{Error, Reply, Session};
 
 /// A call, taken out of its query.
 #[derive(Clone, Debug)]
@@ -169,24 +118,16 @@ pub(crate) fn take(ast: &mut Ast) -> Result<Vec<Call>, Error> {
             take_factor(&mut join.relation, &mut calls)?;
         }
     }
-    let Some(item) = select
-        .projection
-        .first()
-        .filter(|_| select.from.is_empty() && select.projection.len() == 1)
-    else {
+    if !select.from.is_empty() {
+        return Ok(calls);
+    }
+    let [item] = select.projection.as_slice() else {
+        for item in &mut select.projection {
+            take_item(item, &mut calls)?;
+        }
         return Ok(calls);
     };
-    let (expr, alias) = match item {
-        SelectItem::UnnamedExpr(expr) => (expr, None),
-        SelectItem::ExprWithAlias { expr, alias } => (expr, Some(parse::fold(alias))),
-        _ => return Ok(calls),
-    };
-    let Expr::Function(function) = expr else { return Ok(calls) };
-    let Some(name) = Name::of(&function.name) else { return Ok(calls) };
-    let arguments = match &function.args {
-        FunctionArguments::List(list) => list.args.as_slice(),
-        _ => &[],
-    };
+    let Some((name, arguments, alias)) = called(item) else { return Ok(calls) };
     let column = alias.unwrap_or_else(|| name.text().to_owned());
     let call = Call::new(name, arguments, calls.len(), Some(column.clone()))?;
     select.from = vec![TableWithJoins {
@@ -197,6 +138,40 @@ pub(crate) fn take(ast: &mut Ast) -> Result<Vec<Call>, Error> {
         vec![SelectItem::UnnamedExpr(Expr::Identifier(Ident::with_quote('"', column)))];
     calls.push(call);
     Ok(calls)
+}
+
+/// The function of this kind that an item of a select list calls, with its arguments and the alias.
+fn called(item: &SelectItem) -> Option<(Name, &[FunctionArg], Option<String>)> {
+    let (expr, alias) = match item {
+        SelectItem::UnnamedExpr(expr) => (expr, None),
+        SelectItem::ExprWithAlias { expr, alias } => (expr, Some(parse::fold(alias))),
+        _ => return None,
+    };
+    let Expr::Function(function) = expr else { return None };
+    let arguments = match &function.args {
+        FunctionArguments::List(list) => list.args.as_slice(),
+        _ => &[],
+    };
+    Some((Name::of(&function.name)?, arguments, alias))
+}
+
+/// Takes a call that stands beside others in a select list: its one row becomes a subquery.
+fn take_item(item: &mut SelectItem, calls: &mut Vec<Call>) -> Result<(), Error> {
+    let Some((name, arguments, alias)) = called(item) else { return Ok(()) };
+    let column = alias.unwrap_or_else(|| name.text().to_owned());
+    let call = Call::new(name, arguments, calls.len(), Some(column.clone()))?;
+    let mut row = query::select_of(&[Expr::Identifier(Ident::with_quote('"', &column))])?;
+    let Ast::Query(query) = &mut row else { return Ok(()) };
+    if let SetExpr::Select(select) = query.body.as_mut() {
+        let relation = table_factor(&call.table, name.text());
+        select.from = vec![TableWithJoins { relation, joins: Vec::new() }];
+    }
+    *item = SelectItem::ExprWithAlias {
+        expr: Expr::Subquery(query.clone()),
+        alias: Ident::with_quote('"', column),
+    };
+    calls.push(call);
+    Ok(())
 }
 
 fn take_factor(factor: &mut TableFactor, calls: &mut Vec<Call>) -> Result<(), Error> {
@@ -285,10 +260,13 @@ impl Call {
     }
 
     fn schema(&self) -> SchemaRef {
-        let fields = match &self.record {
-            Some(column) => vec![Field::new(column, DataType::Utf8, true)],
-            None => self.name.columns(),
-        };
+        let mut fields = self.name.columns();
+        if let Some(column) = &self.record {
+            fields = match fields.as_slice() {
+                [single] => vec![single.clone().with_name(column)],
+                _ => vec![Field::new(column, DataType::Utf8, true)],
+            };
+        }
         Arc::new(Schema::new(fields))
     }
 
@@ -312,22 +290,29 @@ impl Call {
         let computed = query::evaluate(&frame.ctx, &expressions, values).await?;
         let values = plain.into_iter().map(|(name, _)| name).zip(computed).collect();
         let arguments = Arguments { values, inner };
-        let columns = match self.name {
-            Name::CreateHypertable => hypertable::create(session, &frame, arguments, false).await?,
-            Name::CreateDistributedHypertable => {
-                hypertable::create(session, &frame, arguments, true).await?
-            }
-            Name::AddDataNode => data_node::add(session, &frame, &arguments).await?,
-            Name::ShowChunks => chunks::show(session, &frame, &arguments)?,
-            Name::DropChunks => chunks::drop(session, &frame, &arguments).await?,
-            Name::SetConfig => set_config(session, &arguments)?,
-        };
+        let columns = self.name.run(session, &frame, arguments).await?;
         let batch = RecordBatch::try_new(Arc::new(Schema::new(self.name.columns())), columns)?;
         match &self.record {
             Some(_) => as_records(batch, self.schema()),
             None => Ok(batch),
         }
     }
+}
+
+/// CALL: runs a function of this kind for what it does.
+pub(crate) async fn procedure(
+    session: &mut Session,
+    function: &Function,
+    values: &[ScalarValue],
+) -> Result<Reply, Error> {
+    let unknown = || Error::of("42883", format_args!("procedure {} does not exist", function.name));
+    let name = Name::of(&function.name).ok_or_else(unknown)?;
+    let arguments = match &function.args {
+        FunctionArguments::List(list) => list.args.as_slice(),
+        _ => &[],
+    };
+    Call::new(name, arguments, 0, None)?.run(session, values).await?;
+    Ok(Reply::Done("CALL".into()))
 }
 
 /// Rows as texts of one column: the value itself when there is one column, else `(a,b)`.
@@ -353,7 +338,11 @@ fn no_such(name: Name, argument: &str) -> Error {
         .with_hint(format_args!("Its parameters are: {}.", name.parameters().join(", ")))
 }
 
-fn set_config(session: &mut Session, arguments: &Arguments) -> Result<Vec<ArrayRef>, Error> {
+/// `set_config`.
+pub(crate) fn set_config(
+    session: &mut Session,
+    arguments: &Arguments,
+) -> Result<Vec<ArrayRef>, Error> {
     let name = arguments
         .text("setting_name")?
         .ok_or_else(|| Error::of("22004", "SET requires parameter name"))?;

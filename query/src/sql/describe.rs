@@ -1,9 +1,12 @@
 //! What a statement takes and gives, found out without running it.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::ControlFlow};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::{logical_expr::LogicalPlan, sql::sqlparser::ast::Statement as Ast};
+use datafusion::{
+    logical_expr::LogicalPlan,
+    sql::sqlparser::ast::{Expr, Statement as Ast, Value, visit_expressions},
+};
 use hypertide_proto::schema::ColumnType;
 
 use super::{
@@ -11,6 +14,7 @@ use super::{
     names::Names,
     parse::{Statement, table_name},
     query, run,
+    types::column_type,
 };
 use crate::{Error, Session, session::Frame};
 
@@ -45,6 +49,7 @@ pub(crate) async fn describe(
     let image = session.engine.catalog.image();
     let near = crate::Snapshot { csn: image.snapshot(), image, own: None };
     let frame = session.frame_of(near)?;
+    let hints = &with_casts(ast, hints);
     match plan(&frame, ast, hints).await {
         Err(error) if error.state.0.starts_with("42") => {
             let frame = session.frame().await?;
@@ -77,6 +82,29 @@ async fn plan(
             Ok((parameters(types, hints)?, Some(names.rename(&columns_of(&plan)))))
         }
     }
+}
+
+/// The types that clients declared, and those of parameters that are cast where they stand: `$1::integer`.
+fn with_casts(ast: &Ast, hints: &[Option<ColumnType>]) -> Vec<Option<ColumnType>> {
+    let mut types = hints.to_vec();
+    let _ = visit_expressions(ast, |expr| {
+        if let Expr::Cast { expr, data_type, .. } = expr
+            && let Expr::Value(value) = expr.as_ref()
+            && let Value::Placeholder(name) = &value.value
+            && let Some(number) = name.strip_prefix('$').and_then(|number| number.parse().ok())
+            && let Some(at) = usize::checked_sub(number, 1).filter(|at| *at < PARAMETERS_MAX)
+            && let Ok(column_type) = column_type(data_type)
+        {
+            if types.len() <= at {
+                types.resize(at + 1, None);
+            }
+            if let Some(place) = types.get_mut(at) {
+                place.get_or_insert(column_type);
+            }
+        }
+        ControlFlow::<()>::Continue(())
+    });
+    types
 }
 
 /// The columns that a plan gives.

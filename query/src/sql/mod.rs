@@ -21,9 +21,12 @@ pub(crate) mod drop;
 pub(crate) mod hypertable;
 pub(crate) mod ingest;
 pub(crate) mod insert;
+pub(crate) mod membership;
+pub(crate) mod move_chunk;
 pub(crate) mod names;
 pub(crate) mod parse;
 pub(crate) mod query;
+pub(crate) mod registry;
 pub(crate) mod run;
 #[cfg(test)]
 mod scripts;

@@ -88,6 +88,7 @@ async fn run_sql(
             );
             done("CREATE EXTENSION")
         }
+        Ast::Call(function) => super::call::procedure(session, function, &values).await,
         Ast::Analyze(_) => done("ANALYZE"),
         Ast::Vacuum(_) => done("VACUUM"),
         Ast::UNLISTEN { .. } => done("UNLISTEN"),

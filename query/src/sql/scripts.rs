@@ -213,11 +213,11 @@ async fn data_node(
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let rpc = listener.local_addr().expect("bound").to_string();
     let store = StoreConfig {
-        dir,
         flush_bytes: 1 << 20,
         flush_age: Duration::from_secs(1),
         memory_bytes: MEMORY_BYTES,
         space_reserve_bytes: 0,
+        ..StoreConfig::new(dir)
     };
     let config = NodeConfig {
         store,

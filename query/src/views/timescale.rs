@@ -122,7 +122,7 @@ pub(super) fn chunks(image: &Image) -> Rows {
 }
 
 fn replicas(chunk: &Chunk) -> impl Iterator<Item = hypertide_proto::ids::NodeId> {
-    chunk.in_sync.iter().map(|rid| rid.node).chain(chunk.joining.iter().map(|(rid, _)| rid.node))
+    chunk.members().map(|rid| rid.node)
 }
 
 /// `timescaledb_information.dimensions`.

@@ -218,6 +218,7 @@ impl Cluster {
                 hash: part_hash(hashes.into_iter()),
                 rows: encoded.iter().map(|part| u64::from(part.rows)).sum(),
                 table_version: table.version,
+                keyed: false,
             });
             self.prepare(table, txn, &chunk, encoded).await;
         }

@@ -1,0 +1,204 @@
+//! The functions that change or list what the catalog holds: their names, parameters and columns, and who runs them.
+
+use arrow::{
+    array::ArrayRef,
+    datatypes::{DataType, Field},
+};
+use datafusion::sql::sqlparser::ast::ObjectName;
+
+use super::{
+    call::{Arguments, set_config},
+    chunks, data_node, hypertable, membership, move_chunk, parse,
+};
+use crate::{Error, Session, session::Frame};
+
+/// Schemas in which the functions are found, beside no schema at all.
+const SCHEMAS: [&str; 4] = ["public", "pg_catalog", "timescaledb_experimental", "hypertide"];
+
+/// A function of this kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name {
+    CreateHypertable,
+    CreateDistributedHypertable,
+    AddDataNode,
+    AttachDataNode,
+    DetachDataNode,
+    DeleteDataNode,
+    AlterDataNode,
+    BlockNewChunks,
+    AllowNewChunks,
+    DrainDataNode,
+    SetReplicationFactor,
+    SetMinInSync,
+    CopyChunk,
+    MoveChunk,
+    CleanupCopyChunkOperation,
+    ShowChunks,
+    DropChunks,
+    SetConfig,
+}
+
+/// What a call of a function must look like, and what its rows do.
+struct Signature {
+    text: &'static str,
+    name: Name,
+    parameters: &'static [&'static str],
+    columns: fn() -> Vec<Field>,
+}
+
+/// A result of one column, named like the function.
+const NO_COLUMNS: fn() -> Vec<Field> = Vec::new;
+
+const FUNCTIONS: [Signature; 18] = {
+    use Name::{
+        AddDataNode, AllowNewChunks, AlterDataNode, AttachDataNode, BlockNewChunks,
+        CleanupCopyChunkOperation, CopyChunk, CreateDistributedHypertable, CreateHypertable,
+        DeleteDataNode, DetachDataNode, DrainDataNode, DropChunks, MoveChunk, SetConfig,
+        SetMinInSync, SetReplicationFactor, ShowChunks,
+    };
+    const fn function(
+        text: &'static str,
+        name: Name,
+        parameters: &'static [&'static str],
+        columns: fn() -> Vec<Field>,
+    ) -> Signature {
+        Signature { text, name, parameters, columns }
+    }
+    [
+        function(
+            "create_hypertable",
+            CreateHypertable,
+            hypertable::PARAMETERS,
+            hypertable::columns,
+        ),
+        function(
+            "create_distributed_hypertable",
+            CreateDistributedHypertable,
+            hypertable::PARAMETERS,
+            hypertable::columns,
+        ),
+        function("add_data_node", AddDataNode, data_node::PARAMETERS, data_node::columns),
+        function(
+            "attach_data_node",
+            AttachDataNode,
+            membership::ATTACH_PARAMETERS,
+            membership::attach_columns,
+        ),
+        function("detach_data_node", DetachDataNode, membership::DETACH_PARAMETERS, NO_COLUMNS),
+        function("delete_data_node", DeleteDataNode, membership::DELETE_PARAMETERS, NO_COLUMNS),
+        function(
+            "alter_data_node",
+            AlterDataNode,
+            membership::ALTER_PARAMETERS,
+            membership::alter_columns,
+        ),
+        function("block_new_chunks", BlockNewChunks, membership::BLOCK_PARAMETERS, NO_COLUMNS),
+        function("allow_new_chunks", AllowNewChunks, membership::BLOCK_PARAMETERS, NO_COLUMNS),
+        function(
+            "set_replication_factor",
+            SetReplicationFactor,
+            membership::FACTOR_PARAMETERS,
+            NO_COLUMNS,
+        ),
+        function("drain_data_node", DrainDataNode, membership::DRAIN_PARAMETERS, NO_COLUMNS),
+        function("set_min_in_sync", SetMinInSync, membership::MIN_PARAMETERS, NO_COLUMNS),
+        function("copy_chunk", CopyChunk, move_chunk::PARAMETERS, NO_COLUMNS),
+        function("move_chunk", MoveChunk, move_chunk::PARAMETERS, NO_COLUMNS),
+        function(
+            "cleanup_copy_chunk_operation",
+            CleanupCopyChunkOperation,
+            move_chunk::CLEANUP_PARAMETERS,
+            NO_COLUMNS,
+        ),
+        function("show_chunks", ShowChunks, chunks::SHOW_PARAMETERS, NO_COLUMNS),
+        function("drop_chunks", DropChunks, chunks::DROP_PARAMETERS, NO_COLUMNS),
+        function("set_config", SetConfig, &["setting_name", "new_value", "is_local"], NO_COLUMNS),
+    ]
+};
+
+impl Name {
+    /// The function that a call names, if it is one of these.
+    pub(crate) fn of(name: &ObjectName) -> Option<Self> {
+        let (schema, name) = parse::table_name(name).ok()?;
+        let own = schema.is_none_or(|schema| SCHEMAS.contains(&schema.as_str()));
+        FUNCTIONS.iter().find(|known| own && known.text == name).map(|known| known.name)
+    }
+
+    fn signature(self) -> &'static Signature {
+        let mut known = FUNCTIONS.iter();
+        known.find(|known| known.name == self).expect("every name is in the table")
+    }
+
+    /// As SQL writes it.
+    pub(crate) fn text(self) -> &'static str {
+        self.signature().text
+    }
+
+    /// Names of its parameters, in order.
+    pub(crate) fn parameters(self) -> &'static [&'static str] {
+        self.signature().parameters
+    }
+
+    /// Columns of its rows.
+    pub(crate) fn columns(self) -> Vec<Field> {
+        let columns = (self.signature().columns)();
+        if !columns.is_empty() {
+            return columns;
+        }
+        let data_type = match self {
+            Self::DetachDataNode | Self::BlockNewChunks | Self::AllowNewChunks => DataType::Int32,
+            Self::DeleteDataNode | Self::DrainDataNode => DataType::Boolean,
+            _ => DataType::Utf8,
+        };
+        vec![Field::new(self.text(), data_type, true)]
+    }
+
+    /// Runs it.
+    pub(crate) async fn run(
+        self,
+        session: &mut Session,
+        frame: &Frame,
+        arguments: Arguments,
+    ) -> Result<Vec<ArrayRef>, Error> {
+        match self {
+            Self::CreateHypertable => hypertable::create(session, frame, arguments, false).await,
+            Self::CreateDistributedHypertable => {
+                hypertable::create(session, frame, arguments, true).await
+            }
+            Self::AddDataNode => data_node::add(session, frame, &arguments).await,
+            Self::AttachDataNode => membership::attach(session, frame, &arguments).await,
+            Self::DetachDataNode => membership::detach(session, frame, &arguments).await,
+            Self::DeleteDataNode => membership::delete(session, frame, &arguments).await,
+            Self::AlterDataNode => membership::alter(session, frame, &arguments).await,
+            Self::BlockNewChunks => membership::block(session, frame, &arguments, true).await,
+            Self::AllowNewChunks => membership::block(session, frame, &arguments, false).await,
+            Self::SetReplicationFactor => {
+                membership::set_replication_factor(session, frame, &arguments).await
+            }
+            Self::DrainDataNode => membership::drain(session, frame, &arguments).await,
+            Self::SetMinInSync => membership::set_min_in_sync(session, frame, &arguments).await,
+            Self::CopyChunk => move_chunk::order(session, frame, &arguments, false).await,
+            Self::MoveChunk => move_chunk::order(session, frame, &arguments, true).await,
+            Self::CleanupCopyChunkOperation => move_chunk::cleanup(session, &arguments).await,
+            Self::ShowChunks => chunks::show(session, frame, &arguments),
+            Self::DropChunks => chunks::drop(session, frame, &arguments).await,
+            Self::SetConfig => set_config(session, &arguments),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_function_is_found_under_its_name() {
+        for known in &FUNCTIONS {
+            let name = ObjectName::from(vec![known.text.into()]);
+            assert_eq!(Name::of(&name), Some(known.name));
+            assert_eq!(known.name.text(), known.text);
+            assert!(!known.name.columns().is_empty());
+        }
+        assert_eq!(Name::of(&ObjectName::from(vec!["other".into(), "show_chunks".into()])), None);
+    }
+}
