@@ -37,9 +37,11 @@ use crate::{
     tables::{DecisionRow, Identity, PartHeader, PartKey, Point},
 };
 
+mod admit;
 mod aside;
 pub(crate) mod cache;
 pub(crate) mod check;
+mod config;
 pub(crate) mod disk;
 pub(crate) mod draft;
 pub(crate) mod file;
@@ -57,8 +59,10 @@ pub(crate) mod sort;
 mod stop;
 pub(crate) mod transfer;
 
+use admit::decode_parts;
 use cache::CacheStats;
 use check::{CheckReport, Pace};
+pub use config::StoreConfig;
 use disk::{Disk, FileDisk};
 use file::{ChunkFile, stored};
 use files::Files;
@@ -77,50 +81,6 @@ const SCAN_PATIENCE: Duration = Duration::from_secs(10);
 const SCAN_PAUSE: Duration = Duration::from_micros(100);
 /// Payloads up to this size are decoded where they are, larger ones on a thread that may block.
 const DECODE_INLINE_BYTES: u32 = 64 << 10;
-
-/// Limits and locations of a store.
-#[derive(Clone, Debug)]
-pub struct StoreConfig {
-    /// Its directory: `node.redb`, `journal.redb`, `chunks/<id>.redb`.
-    pub dir: PathBuf,
-    /// Committed rows of a chunk are flushed when they take this many bytes in memory.
-    pub flush_bytes: usize,
-    /// Committed rows are flushed when they are this old.
-    pub flush_age: Duration,
-    /// Decoded and encoded rows in memory, over which writers wait.
-    pub memory_bytes: usize,
-    /// Free bytes of the disk below which nothing more is taken in. Reads and flushes go on.
-    pub space_reserve_bytes: u64,
-    /// Encoded parts of segments that were read, kept for the next reader.
-    pub cache_bytes: usize,
-    /// Chunk files that stay open when nobody reads them.
-    pub open_files_max: usize,
-    /// How fast all files are verified in the background; zero for never.
-    pub scrub_bytes_per_second: u64,
-    /// How long deleted rows stay, for scans at snapshots from before the delete.
-    pub version_age: Duration,
-    /// Whether flushes, merges and the scrub happen by themselves, and not only when they are called for.
-    pub background: bool,
-}
-
-impl StoreConfig {
-    /// The usual limits in `dir`.
-    #[must_use]
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self {
-            dir: dir.into(),
-            flush_bytes: 16 << 20,
-            flush_age: Duration::from_secs(60),
-            memory_bytes: 256 << 20,
-            space_reserve_bytes: 512 << 20,
-            cache_bytes: 64 << 20,
-            open_files_max: 128,
-            scrub_bytes_per_second: 32 << 20,
-            version_age: Duration::from_secs(60),
-            background: true,
-        }
-    }
-}
 
 /// What a data node must know of a chunk to store its rows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -600,54 +560,6 @@ impl Inner {
             self.replicas().mark_damaged(*chunk, what);
         }
     }
-
-    /// Takes in decoded parts and queues them; the receiver hears when they are durable.
-    fn admit(&self, parts: Vec<Decoded>) -> Result<tokio::sync::oneshot::Receiver<()>, Error> {
-        let mut replicas = self.replicas();
-        let mut fresh = Vec::new();
-        for part in parts {
-            let key = part.rows.key;
-            if let Some(what) = replicas.damage(key.chunk) {
-                return Err(Error::Damaged { chunk: key.chunk, what: what.to_owned() });
-            }
-            match replicas.admit(key, part.rows.hash) {
-                Admission::New => {
-                    if let Some(tombstone) = &part.rows.tombstone {
-                        check_delete(&replicas, key, tombstone)?;
-                    }
-                    fresh.push(part);
-                }
-                Admission::Known => {}
-                Admission::Conflict => {
-                    let PartKey { txn, chunk, number } = key;
-                    return Err(Error::Conflict { txn, chunk, number });
-                }
-            }
-        }
-        let now = Instant::now();
-        let mut changes = Vec::with_capacity(fresh.len());
-        for Decoded { rows, header, payload } in fresh {
-            let key = rows.key;
-            replicas.prepare(header.spec.clone(), Arc::new(rows), now);
-            changes.push(Change::PutPart(key, Box::new(header), payload));
-        }
-        // Also without a change: a part that came before may still be on its way to the disk, ahead in the queue.
-        Ok(self.journal.submit(changes))
-    }
-}
-
-/// Refuses a delete that another one crosses, and one too many.
-fn check_delete(replicas: &Replicas, key: PartKey, tombstone: &Tombstone) -> Result<(), Error> {
-    let chunk = key.chunk;
-    if let Some(what) = replicas.contention(key, tombstone.snapshot) {
-        return Err(Error::Contended { chunk, what });
-    }
-    let waiting = replicas.delete_count(chunk);
-    if waiting >= DELETES_MAX {
-        let what = format!("chunk {chunk} has {waiting} deletes whose rows are not gone yet");
-        return Err(Error::Overloaded(what));
-    }
-    Ok(())
 }
 
 /// Recent rows without those that were deleted. Without deletes nothing is copied.
@@ -670,54 +582,6 @@ fn undeleted(
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A part whose payload was checked.
-struct Decoded {
-    rows: Rows,
-    header: PartHeader,
-    payload: Bytes,
-}
-
-fn decode_parts(txn: TxnId, parts: Vec<Part>, mut charge: Charge) -> Result<Vec<Decoded>, Error> {
-    let decode = |part: Part| {
-        let Part { spec, epoch, number, rows, hash, payload, decoded_bytes } = part;
-        let key = PartKey { txn, chunk: spec.chunk, number };
-        if xxhash_rust::xxh3::xxh3_128(&payload) != hash {
-            return Err(Error::Invalid(format!("{key}: the payload does not have the hash given")));
-        }
-        let header = PartHeader { spec, epoch, rows, hash, decoded_bytes };
-        let rows = decode_part(key, &header, &payload, charge.split(decoded_bytes as usize))?;
-        Ok(Decoded { rows, header, payload })
-    };
-    let decoded: Result<Vec<Decoded>, Error> = parts.into_iter().map(decode).collect();
-    let decoded = decoded?;
-    let mut keys: Vec<PartKey> = decoded.iter().map(|part| part.rows.key).collect();
-    keys.sort_unstable();
-    match keys.array_windows().find(|[one, other]| one == other) {
-        Some([key, _]) => Err(Error::Invalid(format!("{key} stands twice in one request"))),
-        None => Ok(decoded),
-    }
-}
-
-/// Decodes the payload of a part that its header describes.
-fn decode_part(
-    key: PartKey,
-    header: &PartHeader,
-    payload: &[u8],
-    charge: Charge,
-) -> Result<Rows, Error> {
-    let tombstone = Tombstone::decode(payload).transpose()?;
-    let batches = match tombstone {
-        Some(_) => Vec::new(),
-        None => batch::decode(payload, header.decoded_bytes)?,
-    };
-    let rows: usize = batches.iter().map(|batch| batch.num_rows()).sum();
-    if rows != header.rows as usize {
-        let said = header.rows;
-        return Err(Error::Invalid(format!("{key} holds {rows} rows instead of {said}")));
-    }
-    Ok(Rows { key, hash: header.hash, batches, tombstone, charge })
 }
 
 /// What the journal must do about a decision.

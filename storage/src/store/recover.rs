@@ -21,8 +21,8 @@ use hypertide_proto::{
 
 use super::{
     Inner, StoreConfig,
+    admit::decode_part,
     cache::ExtentCache,
-    decode_part,
     disk::{Disk, sync_dir},
     file::stored,
     files::{FileLimits, Files},

@@ -5,7 +5,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use hypertide_storage::Disk;
@@ -15,6 +16,8 @@ use super::Random;
 
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
+/// Longest time that syncs are held.
+const HOLD_MAX: Duration = Duration::from_secs(60);
 
 type Bytes = Arc<Vec<u8>>;
 
@@ -109,12 +112,15 @@ struct State {
     /// Reads of this file fail.
     unreadable: Option<PathBuf>,
     free_bytes: Option<u64>,
+    /// Syncs wait.
+    held: bool,
 }
 
 /// A machine whose disk is a log.
 #[derive(Clone, Debug, Default)]
 pub struct Machine {
     state: Arc<Mutex<State>>,
+    released: Arc<Condvar>,
 }
 
 impl Machine {
@@ -164,6 +170,12 @@ impl Machine {
         state.free_bytes = None;
     }
 
+    /// Lets syncs wait until the guard is dropped, so that what piles up behind one can be told for certain.
+    pub fn hold_syncs(&self) -> HeldSyncs {
+        self.lock().held = true;
+        HeldSyncs(self.clone())
+    }
+
     pub fn make_unreadable(&self, path: &Path) {
         self.lock().unreadable = Some(path.to_owned());
     }
@@ -175,6 +187,17 @@ impl Machine {
     /// Changes a file behind the back of whoever has it open.
     pub fn set_bytes(&self, path: &Path, bytes: Vec<u8>) {
         self.lock().now.set_bytes(path, bytes);
+    }
+}
+
+/// Syncs wait while it lives.
+#[derive(Debug)]
+pub struct HeldSyncs(Machine);
+
+impl Drop for HeldSyncs {
+    fn drop(&mut self) {
+        self.0.lock().held = false;
+        self.0.released.notify_all();
     }
 }
 
@@ -354,7 +377,10 @@ impl StorageBackend for Open {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.machine.lock();
+        let state = self.machine.lock();
+        let held = self.machine.released.wait_timeout_while(state, HOLD_MAX, |state| state.held);
+        let (mut state, held) = held.unwrap();
+        assert!(!held.timed_out(), "somebody forgot to let syncs go on");
         match state.call(false) {
             Some(failure) => Err(failure.error()),
             None => {
