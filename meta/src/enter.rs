@@ -142,7 +142,7 @@ mod tests {
         let (catalog, rid) = reported();
         let chunk = catalog.chunk(ChunkId(1)).expect("made").clone();
         let holds = |csn: u64, chain: u128| {
-            let at = SeenChunk { csn: Csn(csn), chain, bytes: 0 };
+            let at = SeenChunk { csn: Csn(csn), chain, ..SeenChunk::default() };
             missing(&catalog, rid, &BTreeMap::from([(chunk.id, at)]))
         };
         assert_eq!(holds(6, chunk.chain), None);

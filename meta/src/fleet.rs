@@ -16,7 +16,7 @@ use crate::{
     node::{CatalogWriter, MetaNode},
     reconcile::{
         detect::HEARD_WITHIN,
-        plan::{SeenChunk, SeenNode},
+        plan::{SeenChunk, SeenCompression, SeenNode},
     },
 };
 
@@ -206,7 +206,11 @@ fn wanted(catalog: &Catalog, id: ChunkId, rid: Rid) -> bool {
 /// A report as a value.
 pub(crate) fn seen_chunk(progress: &ChunkProgress) -> SeenChunk {
     let chain = progress.chain.as_ref().try_into().map_or(0, u128::from_be_bytes);
-    SeenChunk { csn: Csn(progress.applied_csn), chain, bytes: progress.bytes }
+    let compression = progress
+        .compression
+        .as_ref()
+        .map(|of| SeenCompression { csn: Csn(of.csn), bytes: (of.before_bytes, of.after_bytes) });
+    SeenChunk { csn: Csn(progress.applied_csn), chain, bytes: progress.bytes, compression }
 }
 
 #[cfg(test)]

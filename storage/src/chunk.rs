@@ -693,6 +693,10 @@ impl Replica {
             chunk,
             rows: stored_rows + recent_rows,
             state,
+            compressed_csn: match state {
+                ChunkState::Compressed => self.applied.csn,
+                _ => self.stored.compressed.map_or(Csn(0), |compressed| compressed.csn),
+            },
             before_bytes: self.stored.compressed.map_or(0, |compressed| compressed.before),
             after_bytes: self.stored.compressed.map_or(0, |compressed| compressed.after),
             segment_bytes: self.stored.bytes,

@@ -30,6 +30,9 @@ pub(crate) mod pieces;
 
 /// Longest that a prepare waits when its sender names no deadline.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for the decision of a commit that the log has, and the pause between two looks.
+const DECISION_PATIENCE: Duration = Duration::from_secs(5);
+const DECISION_PAUSE: Duration = Duration::from_millis(10);
 
 /// The services of a node.
 pub(crate) fn routes(node: Arc<DataNode>) -> Routes {
@@ -66,6 +69,24 @@ impl Service {
             return Err(RpcError::new(Code::Unavailable, message));
         }
         Ok(rid)
+    }
+
+    /// Waits until a commit of a chunk, and all before it, are known to be decided here.
+    async fn applied(&self, chunk: ChunkId, csn: Csn) -> Result<(), RpcError> {
+        let deadline = tokio::time::Instant::now() + DECISION_PATIENCE;
+        loop {
+            let report = self.node.store().report(&[chunk]).first().copied();
+            let applied = report.map_or(Csn(0), |report| report.applied_csn);
+            if applied >= csn {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() + DECISION_PAUSE > deadline {
+                let message =
+                    format_args!("chunk {chunk} has commit {applied} here, {csn} is asked for");
+                return Err(RpcError::new(Code::Unavailable, message));
+            }
+            tokio::time::sleep(DECISION_PAUSE).await;
+        }
     }
 
     /// Runs work that may block.
@@ -164,9 +185,10 @@ impl Storage for Service {
         &self,
         request: Request<messages::CompressRequest>,
     ) -> Result<Response<messages::CompressReply>, Status> {
-        let messages::CompressRequest { cluster, chunk, segment_by, order_by } =
+        let messages::CompressRequest { cluster, chunk, segment_by, order_by, to_csn } =
             request.into_inner();
         self.member(&cluster)?;
+        self.applied(ChunkId(chunk), Csn(to_csn)).await?;
         let order_by = order_by.into_iter().map(order).collect();
         let spec = CompressionSpec { segment_by, order_by };
         let work = self.blocking(move |node| node.store().compress(ChunkId(chunk), spec));
@@ -316,6 +338,7 @@ fn report(report: ChunkReport) -> messages::ChunkReport {
             ChunkState::Partial => messages::ChunkState::Partial,
         }
         .into(),
+        compressed_csn: report.compressed_csn.0,
         before_bytes: report.before_bytes,
         after_bytes: report.after_bytes,
     }

@@ -134,6 +134,8 @@ pub struct ChunkReport {
     pub rows: u64,
     /// How it stands to compression.
     pub state: ChunkState,
+    /// All rows up to this commit are compressed; 0 when none need be.
+    pub compressed_csn: Csn,
     /// Encoded bytes that its compressed rows took before.
     pub before_bytes: u64,
     /// Encoded bytes that these take now.

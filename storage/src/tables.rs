@@ -104,6 +104,8 @@ pub(crate) struct Manifest {
 /// What the compression of a chunk did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Compressed {
+    /// The last commit of which all rows are in compressed segments, with all before it.
+    pub(crate) csn: Csn,
     /// Rows in compressed segments.
     pub(crate) rows: u64,
     /// Encoded bytes that these took before.

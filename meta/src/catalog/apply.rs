@@ -103,6 +103,9 @@ impl Catalog {
             Command::FinishJoin { rid, held } => self.finish_join(*rid, held, step),
             Command::RemoveReplica { chunk, rid } => self.remove_replica(*chunk, *rid, step),
             Command::Seal { chunk, epoch } => self.seal(*chunk, *epoch, step),
+            Command::AskCompression { chunks, compress } => {
+                self.ask_compression(chunks, *compress, step)
+            }
             Command::SetChunkCompressed { chunk, bytes, csn } => {
                 self.set_chunk_compressed(*chunk, *bytes, *csn, step)
             }

@@ -93,6 +93,7 @@ impl Catalog {
             rows: 0,
             created_ms: step.at_ms,
             compressed: None,
+            asked: None,
         };
         self.put_chunk(chunk.clone(), step);
         chunk

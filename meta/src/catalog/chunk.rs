@@ -8,7 +8,7 @@ use hypertide_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Catalog, Compressed, Outcome, Reject, apply::Step, index::Corner};
+use super::{Asked, Catalog, Compressed, Outcome, Reject, apply::Step, index::Corner};
 
 /// The product of one slice per dimension: the unit of placement.
 ///
@@ -50,6 +50,8 @@ pub struct Chunk {
     pub created_ms: u64,
     /// How it was compressed last; `None` when it never was, or was decompressed since.
     pub compressed: Option<Compressed>,
+    /// What was asked of its compression last; `None` when nothing ever was.
+    pub asked: Option<Asked>,
 }
 
 /// A replica that catches up. Every commit since it started needs it, so that it holds all that came after
@@ -152,6 +154,7 @@ impl fmt::Display for Chunk {
         self.joining.iter().try_for_each(|at| write!(f, " joining={}@{}", at.rid, at.csn))?;
         self.left.iter().try_for_each(|(rid, csn)| write!(f, " left={rid}@{csn}"))?;
         write!(f, " last={} rows={}", self.last_csn, self.rows)?;
+        self.asked.iter().try_for_each(|asked| write!(f, " {asked}"))?;
         self.compressed.iter().try_for_each(|compressed| write!(f, " {compressed}"))
     }
 }

@@ -239,13 +239,20 @@ pub enum Command {
         /// How; `None` for not at all.
         compression: Option<Compression>,
     },
-    /// Notes that a chunk was compressed on its replicas, or decompressed.
+    /// Asks for chunks to be compressed as they are now, or for them to be plain.
+    AskCompression {
+        /// The chunks.
+        chunks: Vec<ChunkId>,
+        /// Whether they are to be compressed.
+        compress: bool,
+    },
+    /// Notes that a chunk was compressed on its replicas.
     SetChunkCompressed {
         /// The chunk.
         chunk: ChunkId,
-        /// Bytes of one replica before and after; `None` when it was decompressed.
-        bytes: Option<(u64, u64)>,
-        /// The last commit that is compressed.
+        /// Bytes of one replica before and after.
+        bytes: (u64, u64),
+        /// The last commit that is compressed on all.
         csn: Csn,
     },
     /// Orders a copy or a move of one chunk.

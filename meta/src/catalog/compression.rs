@@ -7,7 +7,7 @@ use std::fmt;
 use hypertide_proto::ids::{ChunkId, Csn, TableId};
 use serde::{Deserialize, Serialize};
 
-use super::{Catalog, Hypertable, Outcome, Reject, Table, apply::Step};
+use super::{Catalog, Chunk, Hypertable, Outcome, Reject, Table, apply::Step};
 
 /// How chunks are compressed.
 ///
@@ -46,6 +46,15 @@ pub struct Compressed {
     pub at_ms: u64,
 }
 
+/// What was asked of a chunk's compression.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// All commits up to this one are to be compressed on every replica; `None` for none at all.
+    pub up_to: Option<Csn>,
+    /// When: milliseconds of log time.
+    pub at_ms: u64,
+}
+
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "compress(segment_by={}", super::display::list(&self.segment_by))?;
@@ -65,6 +74,23 @@ impl fmt::Display for Compressed {
     }
 }
 
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.up_to {
+            Some(csn) => write!(f, "asked=compressed@{csn}"),
+            None => f.write_str("asked=plain"),
+        }
+    }
+}
+
+impl Chunk {
+    /// Whether it is to be compressed.
+    #[must_use]
+    pub fn wants_compression(&self) -> bool {
+        self.asked.is_some_and(|asked| asked.up_to.is_some())
+    }
+}
+
 impl Catalog {
     /// Sets how a hypertable's chunks are compressed. Neither while some are.
     pub(crate) fn set_compression(
@@ -78,7 +104,7 @@ impl Catalog {
         if made.compression.as_ref() == compression {
             return Ok(Outcome::Table(Box::new(table.clone()), false));
         }
-        if self.chunks_of(id).any(|chunk| chunk.compressed.is_some()) {
+        if self.chunks_of(id).any(Chunk::wants_compression) {
             return Err(Reject::Compression(match compression {
                 Some(_) => "cannot change configuration on already compressed chunks".to_owned(),
                 None => format!(
@@ -96,28 +122,60 @@ impl Catalog {
         Ok(Outcome::Table(Box::new(table), true))
     }
 
-    /// Notes that a chunk was compressed, with its size before and after, or that it no longer is.
+    /// Asks for chunks to be compressed with all that is committed to them, or for none of them to be; all or none.
+    ///
+    /// What is asked is there for good: whoever can sees to it, on every replica. A chunk that is to be plain counts as
+    /// such at once.
+    pub(crate) fn ask_compression(
+        &mut self,
+        ids: &[ChunkId],
+        compress: bool,
+        step: &mut Step,
+    ) -> Result<Outcome, Reject> {
+        let mut chunks = Vec::with_capacity(ids.len());
+        for id in ids {
+            let chunk = self.existing_chunk(*id)?;
+            if compress {
+                self.check_compressed(chunk)?;
+            }
+            let asked = Asked { up_to: compress.then_some(chunk.last_csn), at_ms: step.at_ms };
+            let compressed = chunk.compressed.filter(|_| compress);
+            chunks.push(Chunk { asked: Some(asked), compressed, ..chunk.clone() });
+        }
+        chunks.iter().for_each(|chunk| self.put_chunk(chunk.clone(), step));
+        Ok(Outcome::Chunks(chunks))
+    }
+
+    /// Whether the chunks of its table are compressed at all.
+    fn check_compressed(&self, chunk: &Chunk) -> Result<(), Reject> {
+        let table = self.existing(chunk.table)?;
+        if hypertable_of(table)?.compression.is_some() {
+            return Ok(());
+        }
+        Err(Reject::Compression(format!("compression not enabled on \"{}\"", table.name)))
+    }
+
+    /// Notes that a chunk was compressed, with its size before and after, as it is still asked to be.
     pub(crate) fn set_chunk_compressed(
         &mut self,
         id: ChunkId,
-        bytes: Option<(u64, u64)>,
+        (before_bytes, after_bytes): (u64, u64),
         csn: Csn,
         step: &mut Step,
     ) -> Result<Outcome, Reject> {
         let chunk = self.existing_chunk(id)?;
-        let table = self.existing(chunk.table)?;
-        if bytes.is_some() && hypertable_of(table)?.compression.is_none() {
-            let message = format!("compression not enabled on \"{}\"", table.name);
+        self.check_compressed(chunk)?;
+        if !chunk.wants_compression() {
+            let message = format!("chunk \"{}\" is not asked to be compressed", chunk.name);
             return Err(Reject::Compression(message));
         }
-        let mut chunk = chunk.clone();
         let csn = csn.min(chunk.last_csn);
-        chunk.compressed = bytes.map(|(before_bytes, after_bytes)| Compressed {
-            csn,
-            before_bytes,
-            after_bytes,
-            at_ms: step.at_ms,
-        });
+        let done = Compressed { csn, before_bytes, after_bytes, at_ms: step.at_ms };
+        // Who was slow does not take back what another noted.
+        if chunk.compressed.is_some_and(|known| known.csn > csn) {
+            return Ok(Outcome::Changed(Vec::new()));
+        }
+        let chunk = Chunk { compressed: Some(done), ..chunk.clone() };
         self.put_chunk(chunk, step);
         Ok(Outcome::Changed(vec![id]))
     }

@@ -73,8 +73,11 @@ impl Command {
                 write!(f, "set compression {table} {how}")
             }
             Self::SetCompression { table, .. } => write!(f, "set compression {table} none"),
-            Self::SetChunkCompressed { chunk, bytes, csn } => {
-                let (before, after) = bytes.unwrap_or_default();
+            Self::AskCompression { chunks, compress: true } => {
+                write!(f, "compress {}", list(chunks))
+            }
+            Self::AskCompression { chunks, .. } => write!(f, "decompress {}", list(chunks)),
+            Self::SetChunkCompressed { chunk, bytes: (before, after), csn } => {
                 write!(f, "compressed {chunk}@{csn} {before}->{after}")
             }
             Self::OrderCopy(order) => write!(f, "order {order}"),

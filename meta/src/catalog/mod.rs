@@ -37,7 +37,7 @@ pub use check::Broken;
 pub use chunk::{Chunk, ChunkState, Held, Joiner};
 pub use clock::JUMP_MAX_MS;
 pub use command::{Command, CommitPart, CommitRecord, HypertableSpec, Outcome, Reject};
-pub use compression::{Compressed, Compression, OrderBy};
+pub use compression::{Asked, Compressed, Compression, OrderBy};
 pub use data::{DataNode, Health, NodeState};
 pub use dimension::{Dimension, Rule};
 pub use hypertable::{DEFAULT_CHUNK_SCHEMA, Hypertable};

@@ -5,12 +5,15 @@
 //! catalog and from heartbeats, which every access node gets: nothing else is handed over, and an action that was done
 //! before is done again without effect.
 
+mod compression;
 pub mod detect;
 mod even;
 pub mod plan;
 mod progress;
+mod rewrite;
 pub(crate) mod run;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use progress::Jobs;
+pub use rewrite::compress_request;

@@ -6,7 +6,7 @@
 //! In order of urgency: replicas on dead disks leave the write set; damaged ones are demoted; those that missed nothing
 //! return; hot chunks that lack replicas get a new generation on healthy nodes; then copies are made, for nodes that
 //! came back, for chunks with too few replicas, for orders, for nodes that are drained, and to even nodes out;
-//! what is too much is removed at last.
+//! what is too much is removed at last. Beside that, replicas are brought to the compression that is asked for.
 
 use std::{
     cell::OnceCell,
@@ -15,7 +15,7 @@ use std::{
 
 use hypertide_proto::ids::{ChunkId, Csn, Epoch, NodeId, Rid};
 
-use super::even;
+use super::{compression, even};
 use crate::{
     catalog::{Catalog, Chunk, ChunkState, DataNode, Health, Held, Order, Table, TableKind},
     placement::{self, Candidate},
@@ -50,6 +50,17 @@ pub struct SeenChunk {
     pub chain: u128,
     /// Bytes on disk.
     pub bytes: u64,
+    /// What is compressed there; `None` for nothing.
+    pub compression: Option<SeenCompression>,
+}
+
+/// What a node has compressed of a chunk, as it reported it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SeenCompression {
+    /// All rows up to this commit are compressed.
+    pub csn: Csn,
+    /// Encoded bytes of the compressed rows before, and now.
+    pub bytes: (u64, u64),
 }
 
 /// What a plan is made of.
@@ -63,6 +74,8 @@ pub struct Scene<'a> {
     pub running: &'a BTreeMap<(ChunkId, NodeId), NodeId>,
     /// Copies that failed a moment ago.
     pub failed: &'a BTreeSet<(ChunkId, NodeId)>,
+    /// Chunks that are being compressed, or the like, and where; and those for which that failed a moment ago.
+    pub compressing: &'a BTreeMap<(ChunkId, NodeId), bool>,
     /// Rows a second of the chunks that are written to.
     pub hot: &'a BTreeMap<ChunkId, u64>,
     /// The leader's clock.
@@ -130,6 +143,20 @@ pub enum Action {
         /// Why.
         reason: Reason,
     },
+    /// Bring a replica to the compression that is asked for.
+    Compress {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The replica's disk.
+        rid: Rid,
+    },
+    /// Note that all replicas of a chunk are compressed.
+    NoteCompressed {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The last commit that is compressed on all, and the bytes of one before and after.
+        seen: SeenCompression,
+    },
     /// An order was carried out.
     Done {
         /// Its name.
@@ -174,6 +201,7 @@ pub fn plan(scene: &Scene<'_>) -> Vec<Action> {
         joins.extend(even::moves(scene));
     }
     actions.extend(planner.admit(joins));
+    actions.extend(compression::actions(scene));
     actions
 }
 

@@ -15,6 +15,10 @@ use super::plan::Reason;
 /// Pause after a first failure, doubled with each further one.
 const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Pause after a rewrite, until what its node reports is new.
+const REPORT_PAUSE: Duration = Duration::from_secs(3);
+/// Pause after a rewrite that failed.
+const REWRITE_RETRY_PAUSE: Duration = Duration::from_secs(30);
 /// Copies that are done and still shown.
 const DONE_SHOWN: usize = 32;
 
@@ -51,6 +55,8 @@ struct Job {
 pub(crate) struct Jobs {
     jobs: BTreeMap<(ChunkId, NodeId), Job>,
     done: VecDeque<Transfer>,
+    /// Replicas that are being rewritten, or that failed to be, with when that may be tried again.
+    rewrites: BTreeMap<(ChunkId, NodeId), Option<Instant>>,
     copies_done: u64,
     moves_done: u64,
     bytes_copied: u64,
@@ -133,6 +139,23 @@ impl Jobs {
             job.failed.as_ref().is_some_and(|(until, _)| *until + RETRY_PAUSE_MAX * 2 < now)
         };
         self.jobs.retain(|_, job| !old(job));
+    }
+
+    /// Replicas that are being rewritten, and those that are not to be tried again yet: false.
+    pub(crate) fn compressing(&mut self, now: Instant) -> BTreeMap<(ChunkId, NodeId), bool> {
+        self.rewrites.retain(|_, again| again.is_none_or(|again| again > now));
+        self.rewrites.iter().map(|(key, again)| (*key, again.is_none())).collect()
+    }
+
+    /// Notes that a replica is being rewritten.
+    pub(crate) fn begin_rewrite(&mut self, key: (ChunkId, NodeId)) {
+        self.rewrites.insert(key, None);
+    }
+
+    /// Notes the end of it. It is not begun again before its node has had time to report what it has now.
+    pub(crate) fn end_rewrite(&mut self, key: (ChunkId, NodeId), done: bool) {
+        let pause = if done { REPORT_PAUSE } else { REWRITE_RETRY_PAUSE };
+        self.rewrites.insert(key, Some(Instant::now() + pause));
     }
 
     /// What operators see: what is under way, what failed, what was done last.

@@ -19,8 +19,9 @@ use tonic::Request;
 
 use super::{
     detect::{SUSPECT_AFTER, Sign, judge},
-    plan::{Action, Reason, Scene, plan},
+    plan::{Action, Reason, Scene, SeenCompression, plan},
     progress::Phase,
+    rewrite,
 };
 use crate::{
     Error,
@@ -197,10 +198,10 @@ async fn keep_time(node: &MetaNode, image: &Image) {
 }
 
 fn next_actions(node: &MetaNode, image: &Image, watch: &Watch) -> Vec<Action> {
-    let (running, failed): (_, BTreeSet<_>) = {
-        let mut jobs = node.jobs();
-        jobs.forget_failed(Instant::now());
-        (jobs.running(), jobs.failed(Instant::now()))
+    let (running, failed, compressing): (_, BTreeSet<_>, _) = {
+        let (mut jobs, now) = (node.jobs(), Instant::now());
+        jobs.forget_failed(now);
+        (jobs.running(), jobs.failed(now), jobs.compressing(now))
     };
     let (seen, hot) = (node.fleet().seen(), hot(watch));
     plan(&Scene {
@@ -208,6 +209,7 @@ fn next_actions(node: &MetaNode, image: &Image, watch: &Watch) -> Vec<Action> {
         seen: &seen,
         running: &running,
         failed: &failed,
+        compressing: &compressing,
         hot: &hot,
         now_ms: now_ms(),
         dead_after_ms: node.tuning().dead_after_ms,
@@ -254,6 +256,14 @@ async fn perform(node: &Arc<MetaNode>, image: &Image, action: Action) {
             log_changed(outcome, |_| {
                 format!("chunk {chunk} lacks a replica and is sealed: new rows go to a new one")
             });
+        }
+        Action::Compress { chunk, rid } => {
+            node.jobs().begin_rewrite((chunk, rid.node));
+            node.spawn(rewrite::run(Arc::clone(node), chunk, rid));
+        }
+        Action::NoteCompressed { chunk, seen: SeenCompression { csn, bytes } } => {
+            let command = Command::SetChunkCompressed { chunk, bytes, csn };
+            log_changed(propose(node, command).await, |_| format!("chunk {chunk} is compressed"));
         }
         Action::Done { operation } => {
             if propose(node, Command::CancelOrder { operation: operation.clone() }).await.is_some()

@@ -7,10 +7,13 @@ use hypertide_proto::{
     schema::{Column, ColumnType, TableSchema},
 };
 
-use super::plan::{Action, DEAD_AFTER_MS, Reason, Scene, SeenChunk, SeenNode, plan};
+use super::{
+    compression::ALONE_MS,
+    plan::{Action, DEAD_AFTER_MS, Reason, Scene, SeenChunk, SeenCompression, SeenNode, plan},
+};
 use crate::catalog::{
-    Catalog, Changes, Chunk, Command, CommitPart, CommitRecord, Health, Held, HypertableSpec,
-    Order, Outcome, Rebalancing,
+    Catalog, Changes, Chunk, Command, CommitPart, CommitRecord, Compression, Health, Held,
+    HypertableSpec, Order, Outcome, Rebalancing,
 };
 
 const BYTES: u64 = 10 << 20;
@@ -22,6 +25,8 @@ struct Bench {
     running: BTreeMap<(ChunkId, NodeId), NodeId>,
     failed: BTreeSet<(ChunkId, NodeId)>,
     hot: BTreeMap<ChunkId, u64>,
+    compressing: BTreeMap<(ChunkId, NodeId), bool>,
+    compressed: BTreeMap<(ChunkId, NodeId), SeenCompression>,
     now_ms: u64,
     csn: u64,
 }
@@ -34,6 +39,8 @@ impl Bench {
             seen: BTreeMap::new(),
             running: BTreeMap::new(),
             failed: BTreeSet::new(),
+            compressing: BTreeMap::new(),
+            compressed: BTreeMap::new(),
             hot: BTreeMap::new(),
             now_ms: 1_000,
             csn: 0,
@@ -121,7 +128,9 @@ impl Bench {
     /// The node reports the chunk as the catalog has it.
     fn hold(&mut self, id: ChunkId, rid: Rid) {
         let chunk = self.catalog.chunk(id).expect("a chunk");
-        let at = SeenChunk { csn: chunk.last_csn, chain: chunk.chain, bytes: BYTES };
+        let compression = self.compressed.get(&(id, rid.node)).copied();
+        let (csn, chain) = (chunk.last_csn, chunk.chain);
+        let at = SeenChunk { csn, chain, bytes: BYTES, compression };
         self.seen.get_mut(&rid.node).expect("seen").chunks.insert(id, at);
     }
 
@@ -136,6 +145,7 @@ impl Bench {
             seen: &self.seen,
             running: &self.running,
             failed: &self.failed,
+            compressing: &self.compressing,
             hot: &self.hot,
             now_ms: self.now_ms,
             dead_after_ms: DEAD_AFTER_MS,
@@ -154,6 +164,19 @@ impl Bench {
             }
             Action::Seal { chunk, epoch } => drop(self.apply(&Command::Seal { chunk, epoch })),
             Action::Done { operation } => drop(self.apply(&Command::CancelOrder { operation })),
+            Action::Compress { chunk, rid } => {
+                let key = (chunk, rid.node);
+                match self.catalog.chunk(chunk).and_then(|row| row.asked?.up_to) {
+                    None => drop(self.compressed.remove(&key)),
+                    Some(csn) => {
+                        self.compressed.insert(key, SeenCompression { csn, bytes: (100, 10) });
+                    }
+                }
+                self.hold(chunk, rid);
+            }
+            Action::NoteCompressed { chunk, seen: SeenCompression { csn, bytes } } => {
+                self.apply(&Command::SetChunkCompressed { chunk, bytes, csn });
+            }
             Action::Join { chunk, target, .. } => {
                 let row = self.catalog.chunk(chunk).expect("a chunk");
                 let held = Held { chunk, csn: row.last_csn, chain: row.chain };
@@ -184,6 +207,34 @@ impl Bench {
 #[test]
 fn nothing_is_done_about_a_sound_cluster() {
     assert_eq!(Bench::new(3, 6, 2).plan(), []);
+}
+
+#[test]
+fn replicas_are_brought_to_the_compression_that_is_asked_for() {
+    let mut bench = Bench::new(2, 2, 2);
+    let table = bench.chunk(1).table;
+    let compression = Some(Compression::default());
+    bench.apply(&Command::SetCompression { table, compression });
+    let chunks = vec![ChunkId(1), ChunkId(2)];
+    bench.apply(&Command::AskCompression { chunks: chunks.clone(), compress: true });
+    assert_eq!(bench.plan(), [], "the statement has time alone");
+    bench.now_ms += ALONE_MS;
+    let of = |bench: &Bench, chunk, node| Action::Compress { chunk, rid: bench.rid(node) };
+    let first = [of(&bench, ChunkId(1), 1), of(&bench, ChunkId(1), 2)];
+    assert_eq!(bench.plan(), first, "one a node");
+    bench.compressing.insert((ChunkId(1), NodeId(1)), false);
+    let next = [of(&bench, ChunkId(1), 2), of(&bench, ChunkId(2), 1)];
+    assert_eq!(bench.plan(), next, "what failed waits");
+    bench.compressing.clear();
+    bench.rest();
+    assert_eq!(bench.chunk(2).compressed.expect("noted").csn, bench.chunk(2).last_csn);
+    bench.commit(ChunkId(1));
+    assert_eq!(bench.plan(), [], "later rows are not asked for");
+    bench.apply(&Command::AskCompression { chunks, compress: false });
+    assert_eq!(bench.chunk(1).compressed, None);
+    bench.now_ms += ALONE_MS;
+    bench.rest();
+    assert!(bench.compressed.is_empty());
 }
 
 #[test]

@@ -59,7 +59,7 @@ impl Cluster {
         let rid = data.rid.expect("it serves");
         let seen = |chunk: &ChunkId| {
             let (csn, chain) = data.point(*chunk);
-            (*chunk, SeenChunk { csn, chain, bytes: 10 << 20 })
+            (*chunk, SeenChunk { csn, chain, bytes: 10 << 20, ..SeenChunk::default() })
         };
         let chunks = data.replicas.keys().map(seen).collect();
         let seen = SeenNode { rid, chunks, damaged: BTreeSet::new() };
@@ -131,6 +131,7 @@ impl Cluster {
             seen: &seen,
             running: &running,
             failed: &failed,
+            compressing: &BTreeMap::new(),
             hot: &hot,
             now_ms: now,
             dead_after_ms: DEAD_AFTER_MS,
@@ -147,6 +148,8 @@ impl Cluster {
             Action::Remove { chunk, rid, .. } => Command::RemoveReplica { chunk, rid },
             Action::Seal { chunk, epoch } => Command::Seal { chunk, epoch },
             Action::Done { operation } => Command::CancelOrder { operation },
+            // Nobody asks for it here.
+            Action::Compress { .. } | Action::NoteCompressed { .. } => return,
             Action::Join { chunk, target, source, .. } => {
                 let job = Job { source, target, joining: None };
                 self.leadership.jobs.insert((chunk, target.node), job);

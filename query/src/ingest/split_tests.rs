@@ -98,6 +98,7 @@ fn chunk(group: &Group, buckets: u16) -> Chunk {
         chain: 0,
         rows: 0,
         compressed: None,
+        asked: None,
         created_ms: 0,
     }
 }

@@ -33,6 +33,8 @@ enum Body {
     Text(fn(&Image, Values<'_>) -> Option<String>),
     Flag(fn(&Image, Values<'_>) -> Option<bool>),
     Number(fn(&Image, Values<'_>) -> Option<i64>),
+    /// A text, of values that may be wrong.
+    Checked(fn(&Image, Values<'_>) -> std::result::Result<Option<String>, crate::Error>),
 }
 
 /// The functions, by name.
@@ -60,6 +62,7 @@ const FUNCTIONS: &[(&str, Body)] = &[
     ("pg_database_size", Body::Number(|_, _| None)),
     ("pg_size_pretty", Body::Text(|_, values| number(values, 0).map(size_pretty))),
     ("quote_ident", Body::Text(|_, values| text(values, 0).map(|name| oid::quoted(&name)))),
+    ("format", Body::Checked(super::format::format)),
     // Nothing locks here; pools of connections call it when a connection comes back.
     ("pg_advisory_unlock_all", Body::Text(|_, _| Some(String::new()))),
     ("obj_description", Body::Text(|_, _| None)),
@@ -131,7 +134,7 @@ impl ScalarUDFImpl for PgFunction {
 
     fn return_type(&self, _arguments: &[DataType]) -> Result<DataType> {
         Ok(match self.body {
-            Body::Text(_) => DataType::Utf8,
+            Body::Text(_) | Body::Checked(_) => DataType::Utf8,
             Body::Flag(_) => DataType::Boolean,
             Body::Number(_) => DataType::Int64,
         })
@@ -146,7 +149,7 @@ impl ScalarUDFImpl for PgFunction {
         let mut results = Vec::with_capacity(rows);
         for row in 0..rows {
             let values = arrays.iter().map(|array| ScalarValue::try_from_array(array, row));
-            results.push(self.apply(&values.collect::<Result<Vec<_>>>()?));
+            results.push(self.apply(&values.collect::<Result<Vec<_>>>()?)?);
         }
         match results.pop() {
             Some(only) if all_scalar => Ok(ColumnarValue::Scalar(only)),
@@ -163,12 +166,13 @@ impl ScalarUDFImpl for PgFunction {
 }
 
 impl PgFunction {
-    fn apply(&self, values: Values<'_>) -> ScalarValue {
-        match self.body {
+    fn apply(&self, values: Values<'_>) -> Result<ScalarValue> {
+        Ok(match self.body {
             Body::Text(body) => ScalarValue::Utf8(body(&self.image, values)),
             Body::Flag(body) => ScalarValue::Boolean(body(&self.image, values)),
             Body::Number(body) => ScalarValue::Int64(body(&self.image, values)),
-        }
+            Body::Checked(body) => ScalarValue::Utf8(body(&self.image, values)?),
+        })
     }
 }
 
@@ -179,7 +183,7 @@ fn number(values: Values<'_>, at: usize) -> Option<i64> {
     }
 }
 
-fn text(values: Values<'_>, at: usize) -> Option<String> {
+pub(super) fn text(values: Values<'_>, at: usize) -> Option<String> {
     match values.get(at)?.cast_to(&DataType::Utf8) {
         Ok(ScalarValue::Utf8(value)) => value,
         _ => None,

@@ -10,6 +10,7 @@
 //! Much of what PostgreSQL has does not exist here (indexes, policies, inheritance): those tables are known and empty, and a
 //! query of one of them is answered without being planned in full.
 
+mod format;
 mod functions;
 mod oid;
 mod rewrite;

@@ -16,19 +16,20 @@ use datafusion::{
     error::Result as DfResult,
     prelude::SessionContext,
     sql::sqlparser::ast::{
-        Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, ObjectName,
-        SelectItem, SetExpr, Statement as Ast, TableAlias, TableFactor, TableFunctionArgs,
-        TableWithJoins,
+        DataType as SqlType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments,
+        Ident, ObjectName, Query, SelectItem, SetExpr, Statement as Ast, TableAlias, TableFactor,
+        TableFunctionArgs, TableWithJoins, Value, ValueWithSpan,
     },
 };
 use hypertide_proto::schema::ColumnType;
 
 use super::{
+    call_over::{Over, take_over},
     hypertable, parse, query,
     registry::Name,
     text::{TextColumn, TextStyle},
 };
-use crate::{Error, Reply, Session};
+use crate::{Error, Reply, Session, session::Frame};
 
 /// A call, taken out of its query.
 #[derive(Clone, Debug)]
@@ -40,6 +41,15 @@ pub(crate) struct Call {
     pub(crate) arguments: Vec<(&'static str, Expr)>,
     /// Name of its one column: a row is shown as a record in it.
     record: Option<String>,
+}
+
+/// What was taken out of a query.
+#[derive(Clone, Debug)]
+pub(crate) enum Taken {
+    /// A call.
+    Once(Call),
+    /// Calls for the rows of a query, and under which name their rows are found.
+    Over(String, Box<Over>),
 }
 
 /// Values of arguments by the names of the parameters.
@@ -108,26 +118,35 @@ fn wrong_type(name: &str, wanted: &str, value: &ScalarValue) -> Error {
 }
 
 /// Takes the calls out of a query and puts references to their rows in their place.
-pub(crate) fn take(ast: &mut Ast) -> Result<Vec<Call>, Error> {
+pub(crate) fn take(ast: &mut Ast) -> Result<Vec<Taken>, Error> {
     let mut calls = Vec::new();
-    let Ast::Query(query) = ast else { return Ok(calls) };
-    let SetExpr::Select(select) = query.body.as_mut() else { return Ok(calls) };
+    if let Ast::Query(query) = ast {
+        take_query(query, &mut calls)?;
+    }
+    Ok(calls)
+}
+
+fn take_query(query: &mut Query, calls: &mut Vec<Taken>) -> Result<(), Error> {
+    let SetExpr::Select(select) = query.body.as_mut() else { return Ok(()) };
     for from in &mut select.from {
-        take_factor(&mut from.relation, &mut calls)?;
+        take_factor(&mut from.relation, calls)?;
         for join in &mut from.joins {
-            take_factor(&mut join.relation, &mut calls)?;
+            take_factor(&mut join.relation, calls)?;
         }
     }
     if !select.from.is_empty() {
-        return Ok(calls);
+        let table = table_name(calls.len());
+        let over = take_over(query, &table)?;
+        calls.extend(over.map(|over| Taken::Over(table, Box::new(over))));
+        return Ok(());
     }
     let [item] = select.projection.as_slice() else {
         for item in &mut select.projection {
-            take_item(item, &mut calls)?;
+            take_item(item, calls)?;
         }
-        return Ok(calls);
+        return Ok(());
     };
-    let Some((name, arguments, alias)) = called(item) else { return Ok(calls) };
+    let Some((name, arguments, alias)) = called(item) else { return Ok(()) };
     let column = alias.unwrap_or_else(|| name.text().to_owned());
     let call = Call::new(name, arguments, calls.len(), Some(column.clone()))?;
     select.from = vec![TableWithJoins {
@@ -136,8 +155,13 @@ pub(crate) fn take(ast: &mut Ast) -> Result<Vec<Call>, Error> {
     }];
     select.projection =
         vec![SelectItem::UnnamedExpr(Expr::Identifier(Ident::with_quote('"', column)))];
-    calls.push(call);
-    Ok(calls)
+    calls.push(Taken::Once(call));
+    Ok(())
+}
+
+/// Under which the rows of the call of this number are found.
+fn table_name(number: usize) -> String {
+    format!("__call_{number}")
 }
 
 /// The function of this kind that an item of a select list calls, with its arguments and the alias.
@@ -156,7 +180,7 @@ fn called(item: &SelectItem) -> Option<(Name, &[FunctionArg], Option<String>)> {
 }
 
 /// Takes a call that stands beside others in a select list: its one row becomes a subquery.
-fn take_item(item: &mut SelectItem, calls: &mut Vec<Call>) -> Result<(), Error> {
+fn take_item(item: &mut SelectItem, calls: &mut Vec<Taken>) -> Result<(), Error> {
     let Some((name, arguments, alias)) = called(item) else { return Ok(()) };
     let column = alias.unwrap_or_else(|| name.text().to_owned());
     let call = Call::new(name, arguments, calls.len(), Some(column.clone()))?;
@@ -170,16 +194,17 @@ fn take_item(item: &mut SelectItem, calls: &mut Vec<Call>) -> Result<(), Error> 
         expr: Expr::Subquery(query.clone()),
         alias: Ident::with_quote('"', column),
     };
-    calls.push(call);
+    calls.push(Taken::Once(call));
     Ok(())
 }
 
-fn take_factor(factor: &mut TableFactor, calls: &mut Vec<Call>) -> Result<(), Error> {
+fn take_factor(factor: &mut TableFactor, calls: &mut Vec<Taken>) -> Result<(), Error> {
     let (name, arguments, alias) = match factor {
         TableFactor::Table { name, args: Some(arguments), alias, .. } => {
             (name, &arguments.args, alias)
         }
         TableFactor::Function { name, args, alias, .. } => (name, &*args, alias),
+        TableFactor::Derived { subquery, .. } => return take_query(subquery, calls),
         _ => return Ok(()),
     };
     let Some(name) = Name::of(name) else { return Ok(()) };
@@ -195,7 +220,7 @@ fn take_factor(factor: &mut TableFactor, calls: &mut Vec<Call>) -> Result<(), Er
     if let (TableFactor::Table { alias: place, .. }, Some(alias)) = (factor, alias) {
         *place = Some(alias);
     }
-    calls.push(call);
+    calls.push(Taken::Once(call));
     Ok(())
 }
 
@@ -227,36 +252,8 @@ impl Call {
         number: usize,
         record: Option<String>,
     ) -> Result<Self, Error> {
-        let parameters = name.parameters();
-        let mut arguments: Vec<(&'static str, Expr)> = Vec::with_capacity(given.len());
-        for (position, argument) in given.iter().enumerate() {
-            let (parameter, value) = match argument {
-                FunctionArg::Unnamed(arg) => {
-                    let known = parameters.get(position).copied();
-                    (
-                        known
-                            .ok_or_else(|| no_such(name, &format!("argument {}", position + 1)))?,
-                        arg,
-                    )
-                }
-                FunctionArg::Named { name: named, arg, .. }
-                | FunctionArg::ExprNamed { name: Expr::Identifier(named), arg, .. } => {
-                    let wanted = parse::fold(named);
-                    let known = parameters.iter().find(|parameter| **parameter == wanted);
-                    (known.copied().ok_or_else(|| no_such(name, &wanted))?, arg)
-                }
-                FunctionArg::ExprNamed { .. } => return Err(no_such(name, &argument.to_string())),
-            };
-            let FunctionArgExpr::Expr(value) = value else { return Err(no_such(name, "*")) };
-            if arguments.iter().any(|(known, _)| *known == parameter) {
-                return Err(Error::of(
-                    "42601",
-                    format_args!("argument name \"{parameter}\" used more than once"),
-                ));
-            }
-            arguments.push((parameter, value.clone()));
-        }
-        Ok(Self { name, table: format!("__call_{number}"), arguments, record })
+        let arguments = named_arguments(name, given)?;
+        Ok(Self { name, table: table_name(number), arguments, record })
     }
 
     fn schema(&self) -> SchemaRef {
@@ -296,6 +293,54 @@ impl Call {
             Some(_) => as_records(batch, self.schema()),
             None => Ok(batch),
         }
+    }
+}
+
+/// The arguments of a call, with the names of their parameters.
+fn named_arguments(name: Name, given: &[FunctionArg]) -> Result<Vec<(&'static str, Expr)>, Error> {
+    let parameters = name.parameters();
+    let mut arguments: Vec<(&'static str, Expr)> = Vec::with_capacity(given.len());
+    for (position, argument) in given.iter().enumerate() {
+        let (parameter, value) = match argument {
+            FunctionArg::Unnamed(arg) => {
+                let known = parameters.get(position).copied();
+                (known.ok_or_else(|| no_such(name, &format!("argument {}", position + 1)))?, arg)
+            }
+            FunctionArg::Named { name: named, arg, .. }
+            | FunctionArg::ExprNamed { name: Expr::Identifier(named), arg, .. } => {
+                let wanted = parse::fold(named);
+                let known = parameters.iter().find(|parameter| **parameter == wanted);
+                (known.copied().ok_or_else(|| no_such(name, &wanted))?, arg)
+            }
+            FunctionArg::ExprNamed { .. } => return Err(no_such(name, &argument.to_string())),
+        };
+        let FunctionArgExpr::Expr(value) = value else { return Err(no_such(name, "*")) };
+        if arguments.iter().any(|(known, _)| *known == parameter) {
+            return Err(Error::of(
+                "42601",
+                format_args!("argument name \"{parameter}\" used more than once"),
+            ));
+        }
+        arguments.push((parameter, name_itself(value).clone()));
+    }
+    Ok(arguments)
+}
+
+/// `'t'::regclass` is the name as well: functions look it up themselves, those of chunks too.
+fn name_itself(value: &Expr) -> &Expr {
+    match value {
+        Expr::Cast { expr, data_type: SqlType::Regclass, .. } => expr,
+        other => other,
+    }
+}
+
+/// The arguments of a function, with the names of their parameters.
+pub(crate) fn arguments_of(name: Name, expr: &Expr) -> Result<Vec<(&'static str, Expr)>, Error> {
+    match expr {
+        Expr::Function(Function { args: FunctionArguments::List(list), .. }) => {
+            named_arguments(name, &list.args)
+        }
+        _ => Ok(Vec::new()),
     }
 }
 
@@ -364,39 +409,54 @@ pub(crate) type Tables = Vec<(String, Arc<MemTable>)>;
 /// Runs calls in their order.
 pub(crate) async fn run_all(
     session: &mut Session,
-    calls: &[Call],
+    calls: &[Taken],
     values: &[ScalarValue],
 ) -> Result<Tables, Error> {
     let mut tables = Vec::with_capacity(calls.len());
     for call in calls {
-        let batch = call.run(session, values).await?;
-        let table = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
-        tables.push((call.table.clone(), Arc::new(table)));
+        let (table, batch) = match call {
+            Taken::Once(call) => (&call.table, call.run(session, values).await?),
+            Taken::Over(table, over) => (table, over.run(session, &tables, values).await?),
+        };
+        let rows = MemTable::try_new(batch.schema(), vec![vec![batch]])?;
+        tables.push((table.clone(), Arc::new(rows)));
     }
     Ok(tables)
 }
 
-/// The rows of calls that are only described.
-pub(crate) fn empty_all(calls: &[Call]) -> Result<Tables, Error> {
-    let empty = |call: &Call| {
-        let table = MemTable::try_new(call.schema(), vec![Vec::new()])?;
-        Ok((call.table.clone(), Arc::new(table)))
-    };
-    calls.iter().map(empty).collect()
+/// Makes the rows of calls known that are only described: none.
+pub(crate) async fn register_empty(frame: &Frame, calls: &[Taken]) -> Result<(), Error> {
+    for call in calls {
+        let (table, schema) = match call {
+            Taken::Once(call) => (&call.table, call.schema()),
+            Taken::Over(table, over) => (table, over.schema(frame).await?),
+        };
+        let rows = MemTable::try_new(schema, vec![Vec::new()])?;
+        register(&frame.ctx, vec![(table.clone(), Arc::new(rows))]);
+    }
+    Ok(())
 }
 
 /// Parameters of the statement that stand in arguments.
-pub(crate) fn add_parameters(calls: &[Call], types: &mut HashMap<usize, Option<ColumnType>>) {
-    for (_, expr) in calls.iter().flat_map(|call| &call.arguments) {
-        if let Expr::Value(value) = expr
-            && let datafusion::sql::sqlparser::ast::Value::Placeholder(name) = &value.value
-            && let Some(number) =
-                name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok())
-            && let Some(number) = number.checked_sub(1)
-        {
+pub(crate) fn add_parameters(calls: &[Taken], types: &mut HashMap<usize, Option<ColumnType>>) {
+    for name in calls.iter().flat_map(placeholders) {
+        let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
+        if let Some(number) = number.and_then(|number| number.checked_sub(1)) {
             types.entry(number).or_insert(None);
         }
     }
+}
+
+fn placeholders(call: &Taken) -> Vec<String> {
+    let call = match call {
+        Taken::Once(call) => call,
+        Taken::Over(_, over) => return over.parameters(),
+    };
+    let of = |expr: &Expr| match expr {
+        Expr::Value(ValueWithSpan { value: Value::Placeholder(name), .. }) => Some(name.clone()),
+        _ => None,
+    };
+    call.arguments.iter().filter_map(|(_, expr)| of(expr)).collect()
 }
 
 /// Makes rows known to a statement.

@@ -74,7 +74,7 @@ async fn plan(
             query::check(ast)?;
             let mut ast = ast.clone();
             let calls = call::take(&mut ast)?;
-            call::register(&frame.ctx, call::empty_all(&calls)?);
+            call::register_empty(frame, &calls).await?;
             let names = Names::of(&ast);
             let plan = query::plan(&frame.ctx, ast).await?;
             let mut types = types_of(&plan)?;

@@ -343,7 +343,7 @@ fn data_nodes(arguments: &Arguments) -> Result<Option<Vec<String>>, Error> {
 }
 
 /// The width of a slice, in the unit of the time column.
-fn interval(value: &ScalarValue, integer: bool) -> Result<i64, Error> {
+pub(crate) fn interval(value: &ScalarValue, integer: bool) -> Result<i64, Error> {
     let width = match value {
         ScalarValue::IntervalMonthDayNano(Some(value)) if !integer => {
             let days = i64::from(value.months) * MONTH_DAYS + i64::from(value.days);

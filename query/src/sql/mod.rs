@@ -6,8 +6,10 @@
 
 pub(crate) mod binary;
 pub(crate) mod call;
+pub(crate) mod call_over;
 pub(crate) mod chunks;
 pub(crate) mod civil;
+pub(crate) mod compression;
 pub(crate) mod copy_binary;
 pub(crate) mod copy_from;
 pub(crate) mod copy_options;
@@ -34,6 +36,7 @@ pub(crate) mod session_functions;
 pub(crate) mod set;
 pub(crate) mod split;
 pub(crate) mod table;
+pub(crate) mod table_options;
 pub(crate) mod text;
 pub(crate) mod transaction;
 pub(crate) mod types;

@@ -12,6 +12,7 @@ use datafusion::sql::sqlparser::{
 use super::{
     copy_options::{self, Copy},
     set::{self, Set},
+    table_options::{self, TableOptions},
 };
 use crate::Error;
 
@@ -34,6 +35,8 @@ pub(crate) enum Statement {
     Discard,
     /// COPY.
     Copy(Box<Copy>),
+    /// ALTER TABLE … SET (…) and RESET (…).
+    TableOptions(Box<TableOptions>),
     /// Everything else.
     Sql(Box<ast::Statement>),
 }
@@ -54,13 +57,19 @@ pub(crate) fn parse(sql: &str) -> Result<Statement, Error> {
         Keyword::SHOW => set::parse_show(&mut parser, sql)?,
         Keyword::DISCARD => set::parse_discard(&mut parser, sql)?,
         Keyword::COPY => Statement::Copy(Box::new(copy_options::parse_copy(&mut parser, sql)?)),
-        _ => {
-            let parsed = parser.parse_statement().map_err(|error| Error::syntax(&error, sql))?;
-            Statement::Sql(Box::new(parsed))
-        }
+        Keyword::ALTER => match table_options::parse_alter(&mut parser, sql)? {
+            Some(options) => Statement::TableOptions(Box::new(options)),
+            None => other(&mut parser, sql)?,
+        },
+        _ => other(&mut parser, sql)?,
     };
     end(&mut parser, sql)?;
     Ok(statement)
+}
+
+fn other(parser: &mut Parser<'_>, sql: &str) -> Result<Statement, Error> {
+    let parsed = parser.parse_statement().map_err(|error| Error::syntax(&error, sql))?;
+    Ok(Statement::Sql(Box::new(parsed)))
 }
 
 /// A parser over the tokens of a text.

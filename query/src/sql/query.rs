@@ -42,9 +42,15 @@ pub(crate) async fn run(
     }
     check(&ast)?;
     let calls = call::take(&mut ast)?;
-    let frame = match calls.is_empty() {
-        true => session.frame().await?,
-        false => {
+    let shown = explain.as_ref().is_some_and(|explain| !explain.analyze);
+    let frame = match (calls.is_empty(), shown) {
+        (true, _) => session.frame().await?,
+        (false, true) => {
+            let frame = session.frame().await?;
+            call::register_empty(&frame, &calls).await?;
+            frame
+        }
+        (false, false) => {
             let tables = call::run_all(session, &calls, &values).await?;
             let frame = session.frame().await?;
             call::register(&frame.ctx, tables);

@@ -1,14 +1,18 @@
 //! The functions that change or list what the catalog holds: their names, parameters and columns, and who runs them.
 
+use std::sync::Arc;
+
 use arrow::{
-    array::ArrayRef,
+    array::{ArrayRef, StringArray},
     datatypes::{DataType, Field},
 };
 use datafusion::sql::sqlparser::ast::ObjectName;
 
 use super::{
     call::{Arguments, set_config},
-    chunks, data_node, hypertable, membership, move_chunk, parse,
+    chunks,
+    compression::{self, Change},
+    data_node, hypertable, membership, move_chunk, parse,
 };
 use crate::{Error, Session, session::Frame};
 
@@ -35,6 +39,9 @@ pub(crate) enum Name {
     CleanupCopyChunkOperation,
     ShowChunks,
     DropChunks,
+    CompressChunk,
+    DecompressChunk,
+    RecompressChunk,
     SetConfig,
 }
 
@@ -49,12 +56,13 @@ struct Signature {
 /// A result of one column, named like the function.
 const NO_COLUMNS: fn() -> Vec<Field> = Vec::new;
 
-const FUNCTIONS: [Signature; 18] = {
+const FUNCTIONS: [Signature; 21] = {
     use Name::{
         AddDataNode, AllowNewChunks, AlterDataNode, AttachDataNode, BlockNewChunks,
-        CleanupCopyChunkOperation, CopyChunk, CreateDistributedHypertable, CreateHypertable,
-        DeleteDataNode, DetachDataNode, DrainDataNode, DropChunks, MoveChunk, SetConfig,
-        SetMinInSync, SetReplicationFactor, ShowChunks,
+        CleanupCopyChunkOperation, CompressChunk, CopyChunk, CreateDistributedHypertable,
+        CreateHypertable, DecompressChunk, DeleteDataNode, DetachDataNode, DrainDataNode,
+        DropChunks, MoveChunk, RecompressChunk, SetConfig, SetMinInSync, SetReplicationFactor,
+        ShowChunks,
     };
     const fn function(
         text: &'static str,
@@ -112,6 +120,14 @@ const FUNCTIONS: [Signature; 18] = {
         ),
         function("show_chunks", ShowChunks, chunks::SHOW_PARAMETERS, NO_COLUMNS),
         function("drop_chunks", DropChunks, chunks::DROP_PARAMETERS, NO_COLUMNS),
+        function("compress_chunk", CompressChunk, compression::COMPRESS_PARAMETERS, NO_COLUMNS),
+        function(
+            "decompress_chunk",
+            DecompressChunk,
+            compression::DECOMPRESS_PARAMETERS,
+            NO_COLUMNS,
+        ),
+        function("recompress_chunk", RecompressChunk, compression::COMPRESS_PARAMETERS, NO_COLUMNS),
         function("set_config", SetConfig, &["setting_name", "new_value", "is_local"], NO_COLUMNS),
     ]
 };
@@ -153,6 +169,30 @@ impl Name {
         vec![Field::new(self.text(), data_type, true)]
     }
 
+    /// Runs it for each of several rows; gives what came of each.
+    pub(crate) async fn run_rows(
+        self,
+        session: &mut Session,
+        frame: &Frame,
+        rows: Vec<Arguments>,
+    ) -> Result<Vec<ArrayRef>, Error> {
+        let change = match self {
+            Self::CompressChunk => Change::Compress,
+            Self::DecompressChunk => Change::Decompress,
+            Self::RecompressChunk => Change::Recompress,
+            _ => {
+                let mut results = Vec::with_capacity(rows.len());
+                for arguments in rows {
+                    results.extend(Box::pin(self.run(session, frame, arguments)).await?);
+                }
+                return Ok(results);
+            }
+        };
+        let names = compression::run(session, frame, change, &rows).await?;
+        let one = |name| Arc::new(StringArray::from(vec![name])) as ArrayRef;
+        Ok(names.into_iter().map(one).collect())
+    }
+
     /// Runs it.
     pub(crate) async fn run(
         self,
@@ -182,6 +222,9 @@ impl Name {
             Self::CleanupCopyChunkOperation => move_chunk::cleanup(session, &arguments).await,
             Self::ShowChunks => chunks::show(session, frame, &arguments),
             Self::DropChunks => chunks::drop(session, frame, &arguments).await,
+            Self::CompressChunk | Self::DecompressChunk | Self::RecompressChunk => {
+                Box::pin(self.run_rows(session, frame, vec![arguments])).await
+            }
             Self::SetConfig => set_config(session, &arguments),
         }
     }

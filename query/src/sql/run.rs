@@ -17,7 +17,7 @@ use super::{
     parse::{Statement, fold},
     query,
     set::Set,
-    transaction,
+    table_options, transaction,
 };
 use crate::{Error, Prepared, Reply, Session, Settings};
 
@@ -45,6 +45,7 @@ pub(crate) async fn run(
         }
         Statement::Copy(copy) if copy.from => copy_from::begin(session, copy, &prepared.sql).await,
         Statement::Copy(copy) => copy_to::run(session, copy).await,
+        Statement::TableOptions(options) => table_options::run(session, options).await,
         Statement::Sql(ast) => run_sql(session, ast, prepared, values).await,
     }
 }

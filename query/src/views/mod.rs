@@ -1,4 +1,5 @@
-//! Information views over a catalog image: `timescaledb_information.*` and `information_schema.*`.
+//! Information views over a catalog image: `timescaledb_information.*`, `information_schema.*`, and what users read of
+//! `_timescaledb_catalog`.
 //!
 //! A view's rows are made when a statement mentions it; its columns are those of TimescaleDB 2.13 and PostgreSQL.
 
@@ -22,9 +23,11 @@ use rows::Rows;
 /// Makes the views known to a statement.
 pub(crate) fn register_views(ctx: &SessionContext, image: &Arc<Image>) -> Result<(), Error> {
     let Some(catalog) = ctx.catalog(crate::catalog::CATALOG) else { return Ok(()) };
-    for (name, views) in
-        [("timescaledb_information", TIMESCALE), ("information_schema", INFORMATION)]
-    {
+    for (name, views) in [
+        ("timescaledb_information", TIMESCALE),
+        ("information_schema", INFORMATION),
+        ("_timescaledb_catalog", CATALOG_TABLES),
+    ] {
         catalog.register_schema(name, Arc::new(Views { image: Arc::clone(image), views }))?;
     }
     Ok(())
@@ -35,10 +38,12 @@ type View = (&'static str, fn(&Image) -> Rows);
 
 const TIMESCALE: &[View] = &[
     ("chunks", timescale::chunks),
+    ("compression_settings", timescale::compression_settings),
     ("data_nodes", timescale::data_nodes),
     ("dimensions", timescale::dimensions),
     ("hypertables", timescale::hypertables),
 ];
+const CATALOG_TABLES: &[View] = &[("chunk", timescale::chunk_catalog)];
 const INFORMATION: &[View] = &[
     ("columns", information::columns),
     ("schemata", information::schemata),

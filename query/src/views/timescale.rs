@@ -49,7 +49,7 @@ pub(super) fn hypertables(image: &Image) -> Rows {
             table.owner.as_str().into(),
             hypertable.dimensions.len().into(),
             image.catalog.chunks_of(table.id).count().into(),
-            false.into(),
+            hypertable.compression.is_some().into(),
             hypertable.distributed.into(),
             Value::Int(hypertable.replication_factor.into()),
             node_names(image, hypertable.data_nodes.iter().copied()),
@@ -110,7 +110,7 @@ pub(super) fn chunks(image: &Image) -> Rows {
                 edge(time, slice.end(), false),
                 edge(time, slice.start(), true),
                 edge(time, slice.end(), true),
-                false.into(),
+                chunk.compressed.is_some().into(),
                 Value::Null,
                 node_names(image, replicas(chunk)),
                 Value::TimestampTz(i64::try_from(chunk.created_ms).unwrap_or_default() * 1000),
@@ -123,6 +123,67 @@ pub(super) fn chunks(image: &Image) -> Rows {
 
 fn replicas(chunk: &Chunk) -> impl Iterator<Item = hypertide_proto::ids::NodeId> {
     chunk.members().map(|rid| rid.node)
+}
+
+/// `timescaledb_information.compression_settings`: a row a column that chunks are segmented or ordered by.
+pub(super) fn compression_settings(image: &Image) -> Rows {
+    let mut rows = Rows::new(&[
+        ("hypertable_schema", Text),
+        ("hypertable_name", Text),
+        ("attname", Text),
+        ("segmentby_column_index", Int),
+        ("orderby_column_index", Int),
+        ("orderby_asc", Bool),
+        ("orderby_nullsfirst", Bool),
+    ]);
+    for (table, hypertable) in hypertables_of(image) {
+        let Some(compression) = &hypertable.compression else { continue };
+        let mut push = |column: &str, rest: [Value; 4]| {
+            let [segment, order, ascending, nulls_first] = rest;
+            let (schema, name) = (table.schema.as_str().into(), table.name.as_str().into());
+            rows.push([schema, name, column.into(), segment, order, ascending, nulls_first]);
+        };
+        for (at, column) in compression.segment_by.iter().enumerate() {
+            push(column, [(at + 1).into(), Value::Null, Value::Null, Value::Null]);
+        }
+        for (at, by) in compression.order_by.iter().enumerate() {
+            let (ascending, nulls_first) = ((!by.descending).into(), by.nulls_first.into());
+            push(&by.column, [Value::Null, (at + 1).into(), ascending, nulls_first]);
+        }
+    }
+    rows
+}
+
+/// `_timescaledb_catalog.chunk`, of which users read the status: 1 compressed, 8 rows came since.
+pub(super) fn chunk_catalog(image: &Image) -> Rows {
+    let mut rows = Rows::new(&[
+        ("id", Int),
+        ("hypertable_id", Int),
+        ("schema_name", Text),
+        ("table_name", Text),
+        ("compressed_chunk_id", Int),
+        ("dropped", Bool),
+        ("status", Int),
+        ("osm_chunk", Bool),
+        ("creation_time", TimestampTz),
+    ]);
+    let number = |id: u64| Value::Int(i64::try_from(id).unwrap_or(i64::MAX));
+    for (table, hypertable) in hypertables_of(image) {
+        for chunk in image.catalog.chunks_of(table.id) {
+            rows.push([
+                number(chunk.id.0),
+                number(table.id.0),
+                hypertable.chunk_schema.as_str().into(),
+                chunk.name.as_str().into(),
+                Value::Null,
+                false.into(),
+                Value::Int(crate::sql::compression::status(chunk)),
+                false.into(),
+                Value::TimestampTz(i64::try_from(chunk.created_ms).unwrap_or_default() * 1000),
+            ]);
+        }
+    }
+    rows
 }
 
 /// `timescaledb_information.dimensions`.

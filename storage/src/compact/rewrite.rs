@@ -193,6 +193,8 @@ struct Work<'a> {
     segments: Segments,
     /// The first number of the new segments, and the one after the last.
     numbers: (u64, u64),
+    /// The last commit in them.
+    csn: Csn,
     /// Deletes whose rows are left out.
     deletes: Vec<Delete>,
 }
@@ -214,7 +216,8 @@ impl<'a> Work<'a> {
         let rewritten = purge && !matches!(goal, Goal::Shrink);
         let deletes = if rewritten { file.header().deletes } else { Vec::new() };
         let numbers = (first, first + count);
-        Self { inner, chunk, file, goal, segments, numbers, deletes }
+        let csn = file.manifest().flushed.csn;
+        Self { inner, chunk, file, goal, segments, numbers, csn, deletes }
     }
 
     /// Writes the segments; gives the number of rows in them.
@@ -296,7 +299,7 @@ impl<'a> Work<'a> {
         let header = self.file.header();
         let read: u64 = self.segments.iter().map(|segment| segment.rows()).sum();
         let before = self.before(&header.manifest);
-        let compressed = Compressed { rows, before, after: bytes };
+        let compressed = Compressed { csn: self.csn, rows, before, after: bytes };
         let (compression, compressed) = match &self.goal {
             Goal::Compress(spec) => {
                 let compression = Compression { spec: spec.clone(), below: self.numbers.1 };

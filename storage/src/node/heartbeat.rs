@@ -14,11 +14,11 @@ use futures::future::join_all;
 use hypertide_proto::{
     error::{Code, RpcError},
     ids::ChunkId,
-    wire::meta::{ChunkProgress, HeartbeatReply, HeartbeatRequest},
+    wire::meta::{ChunkCompression, ChunkProgress, HeartbeatReply, HeartbeatRequest},
 };
 
 use super::{DataNode, Membership};
-use crate::ChunkReport;
+use crate::{ChunkReport, ChunkState};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 /// Shorter than the interval, so that a dead access node holds up nothing.
@@ -120,6 +120,11 @@ pub(super) fn progress(report: &ChunkReport) -> ChunkProgress {
         rows: report.rows,
         bytes: report.segment_bytes,
         chain: report.chain.to_be_bytes().to_vec().into(),
+        compression: (report.state != ChunkState::Plain).then(|| ChunkCompression {
+            csn: report.compressed_csn.0,
+            before_bytes: report.before_bytes,
+            after_bytes: report.after_bytes,
+        }),
     }
 }
 

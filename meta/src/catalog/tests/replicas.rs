@@ -121,12 +121,13 @@ fn wish(script: &Script, name: &str, words: &[&str], line: &Line) -> Answer<Opti
         }
         ("compressed", [text, before, after]) => {
             let held = script.held(text, None)?;
-            let bytes = Some((before.parse()?, after.parse()?));
+            let bytes = (before.parse()?, after.parse()?);
             Command::SetChunkCompressed { chunk: held.chunk, bytes, csn: held.csn }
         }
-        ("decompressed", [text]) => {
-            Command::SetChunkCompressed { chunk: chunk(text)?, bytes: None, csn: Csn(0) }
-        }
+        ("compress" | "decompress", chunks) => Command::AskCompression {
+            chunks: chunks.iter().map(|text| chunk(text)).collect::<Answer<_>>()?,
+            compress: name == "compress",
+        },
         _ => return order(name, words, line),
     }))
 }
