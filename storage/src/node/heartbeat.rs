@@ -120,7 +120,7 @@ pub(super) fn progress(report: &ChunkReport) -> ChunkProgress {
         rows: report.rows,
         bytes: report.segment_bytes,
         chain: report.chain.to_be_bytes().to_vec().into(),
-        compression: (report.state != ChunkState::Plain).then(|| ChunkCompression {
+        compression: (report.state != ChunkState::Plain).then_some(ChunkCompression {
             csn: report.compressed_csn.0,
             before_bytes: report.before_bytes,
             after_bytes: report.after_bytes,
