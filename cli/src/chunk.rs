@@ -1,8 +1,8 @@
-//! `hypertide chunk`: the chunks of a cluster.
+//! `hypertide chunk`: the chunks of a cluster and their replicas.
 
 use std::collections::BTreeMap;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use arrow::{
     array::RecordBatch,
     util::display::{ArrayFormatter, FormatOptions},
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::{
     format::{Format, Listing},
     locate::Target,
-    sql::{Client, flight_address},
+    sql::{Remote, literal},
 };
 
 /// What to do.
@@ -25,6 +25,14 @@ use crate::{
 pub(crate) enum Verb {
     /// List the chunks with range, replicas, rows and bytes.
     Ls(LsArgs),
+    /// Move a replica of a chunk from one data node to another; return when it has moved. Reads and writes go on.
+    Move(MoveArgs),
+    /// Copy a chunk to one more data node; return when the copy is in sync. Reads and writes go on.
+    Copy(MoveArgs),
+    /// Compare the replicas of chunks with each other and with the catalog, at one snapshot.
+    ///
+    /// Ends with 1 when something is wrong or could not be looked at.
+    Check(CheckArgs),
 }
 
 /// Options of `chunk ls`.
@@ -34,10 +42,45 @@ pub(crate) struct LsArgs {
     #[arg(long)]
     table: Option<String>,
     #[command(flatten)]
-    target: Target,
-    /// Flight SQL address of an access node [default: what --dir or --access names].
-    #[arg(long, env = "HYPERTIDE_FLIGHT", value_name = "ADDR")]
-    flight: Option<String>,
+    remote: Remote,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Options of `chunk move` and `chunk copy`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MoveArgs {
+    /// The chunk, as `chunk ls` names it.
+    #[arg(value_name = "CHUNK")]
+    chunk: String,
+    /// Name of a data node that has a replica; a move takes it from there.
+    #[arg(long, value_name = "NODE")]
+    from: String,
+    /// Name of the data node that is to have one.
+    #[arg(long, value_name = "NODE")]
+    to: String,
+    /// Name under which the operation is seen and can be taken back.
+    #[arg(long, value_name = "ID")]
+    operation: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Options of `chunk check`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArgs {
+    /// A chunk or a table [default: all].
+    #[arg(value_name = "RELATION")]
+    relation: Option<String>,
+    /// Read and decode all that is stored, too.
+    #[arg(long)]
+    checksums: bool,
+    /// List also the replicas that are as they should be.
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    remote: Remote,
     /// How to print.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
@@ -45,18 +88,72 @@ pub(crate) struct LsArgs {
 
 /// Runs the verb.
 pub(crate) async fn run(verb: Verb) -> anyhow::Result<()> {
-    let Verb::Ls(args) = verb;
-    let address = flight_address(args.flight, &args.target).await?;
-    let mut client = Client::connect(&address).await?;
-    let outcome = client.run(&query(args.table.as_deref())).await?;
-    let held = held(&args.target).await?;
-    let batches = outcome.rows.map(|(_, batches)| batches).unwrap_or_default();
+    match verb {
+        Verb::Ls(args) => ls(args).await,
+        Verb::Move(args) => order("move_chunk", args).await,
+        Verb::Copy(args) => order("copy_chunk", args).await,
+        Verb::Check(args) => check(args).await,
+    }
+}
+
+async fn ls(args: LsArgs) -> anyhow::Result<()> {
+    let batches = rows(&args.remote, &query(args.table.as_deref())).await?;
+    let held = held(&args.remote.target).await?;
     listing(&batches, &held)?.print(args.format)
 }
 
+async fn rows(remote: &Remote, sql: &str) -> anyhow::Result<Vec<RecordBatch>> {
+    let outcome = remote.connect().await?.run(sql).await?;
+    Ok(outcome.rows.map(|(_, batches)| batches).unwrap_or_default())
+}
+
+/// Orders a copy or a move and waits for it.
+async fn order(function: &str, args: MoveArgs) -> anyhow::Result<()> {
+    let MoveArgs { chunk, from, to, operation, remote } = args;
+    let operation = operation.map(|operation| format!(", operation_id => {}", literal(&operation)));
+    let sql = format!(
+        "SELECT timescaledb_experimental.{function}(chunk => {}, source_node => {}, \
+         destination_node => {}{})",
+        literal(&chunk),
+        literal(&from),
+        literal(&to),
+        operation.unwrap_or_default()
+    );
+    rows(&remote, &sql).await?;
+    println!("{chunk} is on {to}");
+    Ok(())
+}
+
+/// Prints what `hypertide_check` finds.
+async fn check(args: CheckArgs) -> anyhow::Result<()> {
+    let relation = args.relation.as_deref().map_or_else(|| "NULL".to_owned(), literal);
+    let sql = format!(
+        "SELECT hypertable_name, chunk_name, node_name, rows, \
+         CASE WHEN ok THEN 'ok' WHEN ok IS NULL THEN 'unknown' ELSE 'wrong' END, \
+         coalesce(problem, '') FROM hypertide_check({relation}, {}) ORDER BY 1, 2, 3",
+        args.checksums
+    );
+    let batches = rows(&args.remote, &sql).await?;
+    let mut listing = Listing::new(&["table", "chunk", "node", "rows", "verdict", "problem"]);
+    let (mut checked, mut bad) = (0, 0);
+    for cells in cells(&batches)? {
+        let fine = cells.get(4).is_some_and(|verdict| verdict == "ok");
+        checked += 1;
+        bad += u64::from(!fine);
+        if args.all || !fine {
+            listing.push(cells.into_iter().map(Value::String).collect());
+        }
+    }
+    listing.print(args.format)?;
+    if bad > 0 {
+        bail!("{bad} of {checked} replicas are wrong or could not be looked at");
+    }
+    eprintln!("{checked} replicas are as they should be");
+    Ok(())
+}
+
 fn query(table: Option<&str>) -> String {
-    let condition =
-        table.map(|table| format!("WHERE hypertable_name = '{}'", table.replace('\'', "''")));
+    let condition = table.map(|table| format!("WHERE hypertable_name = {}", literal(table)));
     format!(
         "SELECT chunk_id, hypertable_name, chunk_name, \
          coalesce(CAST(range_start AS text), CAST(range_start_integer AS text)), \
@@ -85,7 +182,7 @@ async fn held(target: &Target) -> anyhow::Result<BTreeMap<u64, ChunkReport>> {
         };
         for report in chunks {
             let known: &mut ChunkReport = held.entry(report.chunk).or_default();
-            if rows(known) <= rows(&report) {
+            if known.rows <= report.rows {
                 *known = report;
             }
         }
@@ -93,14 +190,25 @@ async fn held(target: &Target) -> anyhow::Result<BTreeMap<u64, ChunkReport>> {
     Ok(held)
 }
 
-fn rows(report: &ChunkReport) -> u64 {
-    report.rows
-}
-
 fn listing(batches: &[RecordBatch], held: &BTreeMap<u64, ChunkReport>) -> anyhow::Result<Listing> {
     let columns = ["table", "chunk", "range_start", "range_end", "replicas", "rows", "bytes"];
     let mut listing = Listing::new(&columns);
+    for cells in cells(batches)? {
+        let mut cells = cells.into_iter();
+        let chunk = cells.next().and_then(|chunk| chunk.parse().ok());
+        let report = held.get(&chunk.context("the view has no chunk id")?);
+        let mut row: Vec<Value> = cells.map(Value::String).collect();
+        row.push(report.map_or(Value::Null, |report| json!(report.rows)));
+        row.push(report.map_or(Value::Null, |report| json!(report.segment_bytes)));
+        listing.push(row);
+    }
+    Ok(listing)
+}
+
+/// The values of all rows as text.
+fn cells(batches: &[RecordBatch]) -> anyhow::Result<Vec<Vec<String>>> {
     let options = FormatOptions::default();
+    let mut rows = Vec::new();
     for batch in batches {
         let formatters: Vec<ArrayFormatter<'_>> = batch
             .columns()
@@ -108,19 +216,11 @@ fn listing(batches: &[RecordBatch], held: &BTreeMap<u64, ChunkReport>) -> anyhow
             .map(|column| ArrayFormatter::try_new(column, &options))
             .collect::<Result<_, _>>()?;
         for row in 0..batch.num_rows() {
-            let mut cells: Vec<Value> = formatters
-                .iter()
-                .map(|column| Ok(json!(column.value(row).try_to_string()?)))
-                .collect::<anyhow::Result<_>>()?;
-            let chunk = cells.remove(0);
-            let chunk = chunk.as_str().and_then(|chunk| chunk.parse().ok());
-            let report = held.get(&chunk.context("the view has no chunk id")?);
-            cells.push(report.map_or(Value::Null, |report| json!(report.rows)));
-            cells.push(report.map_or(Value::Null, |report| json!(report.segment_bytes)));
-            listing.push(cells);
+            let cells = formatters.iter().map(|column| column.value(row).try_to_string());
+            rows.push(cells.collect::<Result<Vec<String>, _>>()?);
         }
     }
-    Ok(listing)
+    Ok(rows)
 }
 
 #[cfg(test)]

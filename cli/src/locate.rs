@@ -1,13 +1,18 @@
 //! Finding a cluster: by its local directory, by addresses, or at the default ports.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use hypertide_proto::{
     client::Channels,
+    error::{Code, RpcError},
     wire::meta::{
-        IdentityReply, IdentityRequest, StatusReply, StatusRequest, meta_client::MetaClient,
+        ChangeMemberReply, ChangeMemberRequest, IdentityReply, IdentityRequest, StatusReply,
+        StatusRequest, meta_client::MetaClient,
     },
 };
 use tonic::{Response, Status, transport::Channel};
@@ -19,6 +24,8 @@ use crate::{
 
 /// How long one access node may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Pause before the next access node is asked for a change.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// Access nodes looked for at the default ports.
 const DEFAULT_NODES: u16 = 3;
 
@@ -65,6 +72,34 @@ impl Target {
             }
         }
         blind.map(Ok).unwrap_or_else(|| no_answer(last))
+    }
+
+    /// Changes the access nodes. Any of them passes the request on to the leader; while there is none, all of them are
+    /// asked again and again.
+    pub(crate) async fn change_member(
+        &self,
+        request: ChangeMemberRequest,
+        limit: Duration,
+    ) -> anyhow::Result<ChangeMemberReply> {
+        let (channels, deadline) = (Channels::default(), Instant::now() + limit);
+        let addresses = self.access()?;
+        let mut last = None;
+        for address in addresses.iter().cycle() {
+            let mut client = channels.meta(address)?;
+            let asked = client.change_member(request.clone());
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(answer) = tokio::time::timeout(left, asked).await else { break };
+            let error = match answer {
+                Ok(reply) => return Ok(reply.into_inner()),
+                Err(status) => RpcError::from(status),
+            };
+            if !matches!(error.code, Code::Unavailable | Code::NotLeader) {
+                bail!("{}", error.message);
+            }
+            last = Some(anyhow::anyhow!("{address}: {}", error.message));
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+        no_answer(last)
     }
 
     /// The first access node that answers, with its addresses.

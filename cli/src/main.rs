@@ -2,7 +2,7 @@
 //!
 //! - Servers: [`access`], [`data`] and [`dev`] compose what [`serve`] binds and runs.
 //! - Local clusters of real processes: [`cluster`], over [`process`] and [`endpoints`].
-//! - Clients: [`sql`], [`load`], [`mod@bench`], and the listings [`node`] and [`chunk`].
+//! - Clients: [`sql`], [`load`], [`mod@bench`], and what operators do: [`node`], [`chunk`], [`rebalance`].
 //! - [`config`] layers flags over the environment over a file; [`mod@format`] prints every listing.
 //!
 //! It decides nothing about data: no byte of a row is interpreted here, save by the load generator.
@@ -26,6 +26,7 @@ mod locate;
 mod logging;
 mod node;
 mod process;
+mod rebalance;
 mod serve;
 mod sql;
 mod status;
@@ -60,12 +61,15 @@ enum Verb {
     /// Start, watch and stop a local cluster of real processes.
     #[command(subcommand)]
     Cluster(cluster::Verb),
-    /// List the nodes of a cluster.
+    /// List, drain and remove nodes of a cluster, and add access nodes.
     #[command(subcommand)]
     Node(node::Verb),
-    /// List the chunks of a cluster.
+    /// List, move, copy and check the chunks of a cluster.
     #[command(subcommand)]
     Chunk(chunk::Verb),
+    /// Even out what data nodes hold: start, watch, stop.
+    #[command(subcommand)]
+    Rebalance(rebalance::Verb),
     /// Run SQL over Flight SQL: one command, a script from standard input, or a shell.
     Sql(sql::Args),
     /// Load a CSV file into a table through COPY.
@@ -95,6 +99,7 @@ impl Verb {
             Self::Cluster(verb) => cluster::run(verb).await,
             Self::Node(verb) => node::run(verb).await,
             Self::Chunk(verb) => chunk::run(verb).await,
+            Self::Rebalance(verb) => rebalance::run(verb).await,
             Self::Sql(args) => sql::run(args).await,
             Self::Load(args) => load::run(args).await,
             Self::Bench(verb) => bench::run(verb).await,

@@ -1,6 +1,6 @@
 //! The state of a cluster's nodes as listings.
 
-use hypertide_proto::wire::meta::{NodeStatus, StatusReply};
+use hypertide_proto::wire::meta::{ChunkCounts, NodeStatus, StatusReply};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -41,7 +41,11 @@ fn node_row(node: &NodeStatus) -> Vec<Value> {
 pub(crate) fn print(status: &StatusReply, format: Format) -> anyhow::Result<()> {
     match format {
         Format::Json => println!("{}", serde_json::to_string(&Report::new(status))?),
-        Format::Table | Format::Csv => wide(status).print(format)?,
+        Format::Csv => wide(status).print(format)?,
+        Format::Table => {
+            wide(status).print(format)?;
+            println!("{}", sentence(&status.chunks.unwrap_or_default()));
+        }
     }
     Ok(())
 }
@@ -52,13 +56,43 @@ struct Report<'a> {
     leader: Option<&'a str>,
     term: u64,
     nodes: Listing,
+    chunks: Chunks,
+}
+
+/// How many chunks are how well replicated.
+#[derive(Serialize)]
+struct Chunks {
+    total: u64,
+    in_sync: u64,
+    under_replicated: u64,
+    joining: u64,
+    damaged: u64,
+    unavailable: u64,
 }
 
 impl<'a> Report<'a> {
     fn new(status: &'a StatusReply) -> Self {
         let leader = Some(status.leader.as_str()).filter(|leader| !leader.is_empty());
-        Self { leader, term: status.term, nodes: nodes(status) }
+        let counts = status.chunks.unwrap_or_default();
+        let chunks = Chunks {
+            total: counts.total,
+            in_sync: counts.in_sync,
+            under_replicated: counts.under_replicated,
+            joining: counts.joining,
+            damaged: counts.damaged,
+            unavailable: counts.unavailable,
+        };
+        Self { leader, term: status.term, nodes: nodes(status), chunks }
     }
+}
+
+/// The counts of chunks for people.
+fn sentence(counts: &ChunkCounts) -> String {
+    let ChunkCounts { total, in_sync, under_replicated, joining, damaged, unavailable } = counts;
+    format!(
+        "chunks: {total}, in sync {in_sync}, under-replicated {under_replicated}, joining {joining}, \
+         damaged {damaged}, unavailable {unavailable}"
+    )
 }
 
 /// The nodes with what only people read.
@@ -100,14 +134,29 @@ mod tests {
             rows: 5,
             ..NodeStatus::default()
         };
-        StatusReply { leader: "a1".to_owned(), term: 3, nodes: vec![node], ..Default::default() }
+        let chunks = ChunkCounts {
+            total: 9,
+            in_sync: 8,
+            under_replicated: 1,
+            joining: 1,
+            ..Default::default()
+        };
+        let chunks = Some(chunks);
+        StatusReply {
+            leader: "a1".to_owned(),
+            term: 3,
+            nodes: vec![node],
+            chunks,
+            ..Default::default()
+        }
     }
 
     #[test]
     fn the_json_is_the_contract() {
         let node =
             r#"{"name":"d1","role":"data","state":"up","pid":1236,"chunks":18,"bytes":10485760}"#;
-        let expected = format!(r#"{{"leader":"a1","term":3,"nodes":[{node}]}}"#);
+        let chunks = r#"{"total":9,"in_sync":8,"under_replicated":1,"joining":1,"damaged":0,"unavailable":0}"#;
+        let expected = format!(r#"{{"leader":"a1","term":3,"nodes":[{node}],"chunks":{chunks}}}"#);
         let report = serde_json::to_string(&Report::new(&status())).expect("it is plain");
         assert_eq!(report, expected);
     }

@@ -183,7 +183,7 @@ fn repeatable(command: &Command) -> bool {
             | Command::Abort { .. }
             | Command::EnsureChunks { .. }
             | Command::Progress { .. }
-            | Command::BlockNewChunks { .. }
+            | Command::BlockNewChunks(_)
     )
 }
 

@@ -156,6 +156,16 @@ impl Fleet {
         seen.collect()
     }
 
+    /// Replicas that were reported to have wrong bytes.
+    pub(crate) fn damaged(&self) -> Vec<(ChunkId, Rid)> {
+        let nodes = self.lock();
+        let of = |heard: &Heard| {
+            let rid = heard.rid;
+            heard.damaged.iter().map(move |chunk| (*chunk, rid)).collect::<Vec<_>>()
+        };
+        nodes.values().flat_map(of).collect()
+    }
+
     /// The progress that is not in the log yet, in commands of bounded size.
     fn unlogged(&self, catalog: &Catalog) -> Vec<(Rid, Vec<(ChunkId, Csn)>)> {
         let nodes = self.lock();

@@ -41,6 +41,8 @@ const JOINT_MAX: Duration = Duration::from_secs(10);
 const KEEP_PAUSE: Duration = Duration::from_secs(1);
 /// Rounds between two looks at the clock.
 const ROUNDS_PER_CLOCK: u32 = 10;
+/// Rounds between two doubts whether this node still belongs to the cluster.
+const ROUNDS_PER_DOUBT: u32 = 5;
 /// Longest wait for one answer of the node that is added.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest that a change may take when its sender names no deadline.
@@ -271,7 +273,33 @@ pub(crate) async fn keep(node: Weak<MetaNode>) {
         if round.is_multiple_of(ROUNDS_PER_CLOCK) {
             tell_clock(&node).await;
         }
+        if round.is_multiple_of(ROUNDS_PER_DOUBT) && was_removed(&node, group).await {
+            node.fail(format!("access node {} was removed from the cluster", node.id()));
+            return;
+        }
     }
+}
+
+/// Whether the others say that this node was removed: the log does not reach it any more to tell. Asked only when it
+/// has no vote or no leader.
+async fn was_removed(node: &MetaNode, group: &Group) -> bool {
+    let own = node.id();
+    let doubts = !group.voters().contains(&own.0)
+        || node.member().is_ok_and(|member| member.leader.view().leader.is_none());
+    if !doubts {
+        return false;
+    }
+    let image = node.image();
+    let others = image.catalog.access_nodes().filter(|other| other.id != own);
+    let asked = others.map(async |other| {
+        ask_identity(&node.config().channels, &other.rpc, own.0, ASK_TIMEOUT).await
+    });
+    let cluster = group.cluster();
+    let answers = futures::future::join_all(asked).await;
+    let removes = |answer: &wire::meta::IdentityReply| {
+        answer.asker_removed && answer.cluster[..] == cluster.0
+    };
+    answers.iter().flatten().any(removes)
 }
 
 async fn finish_change(group: &Group, voters: BTreeSet<u64>) {

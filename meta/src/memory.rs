@@ -11,7 +11,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use hypertide_proto::ids::{AccessId, Boot, ClusterId, Csn, TxnId};
+use hypertide_proto::{
+    ids::{AccessId, Boot, ClusterId, Csn, TxnId},
+    wire::meta::StatusReply,
+};
 use tokio::sync::watch;
 
 use crate::{
@@ -118,5 +121,9 @@ impl CatalogWriter for MemoryCatalog {
 
     fn rpc(&self) -> String {
         "127.0.0.1:1".to_owned()
+    }
+
+    async fn status(&self) -> StatusReply {
+        StatusReply { applied: self.image().applied, ..StatusReply::default() }
     }
 }

@@ -80,6 +80,8 @@ pub trait CatalogWriter: fmt::Debug + Send + Sync {
     fn begin(&self) -> TxnId;
     /// Address under which data nodes reach this access node.
     fn rpc(&self) -> String;
+    /// The cluster as the leader sees it, or else as this node does.
+    async fn status(&self) -> StatusReply;
 }
 
 /// How to start an access node's catalog.
@@ -222,11 +224,6 @@ impl MetaNode {
         }
     }
 
-    /// The cluster as the leader sees it (asks the leader; falls back to its own view).
-    pub async fn status(&self) -> StatusReply {
-        crate::status::ask(self).await
-    }
-
     /// Resolves only when the node has failed for good and the process must end.
     pub async fn failed(&self) -> Error {
         let mut failure = self.failure.subscribe();
@@ -258,6 +255,11 @@ impl MetaNode {
         while open() && Instant::now() < deadline {
             tokio::time::sleep(CLOSE_CHECK_INTERVAL).await;
         }
+    }
+
+    /// Ends the node for good: its process is to say why, and to end.
+    pub(crate) fn fail(&self, why: String) {
+        self.failure.send_replace(Some(why));
     }
 
     pub(crate) fn id(&self) -> AccessId {
@@ -474,5 +476,9 @@ impl CatalogWriter for MetaNode {
 
     fn rpc(&self) -> String {
         self.config.rpc.clone()
+    }
+
+    async fn status(&self) -> StatusReply {
+        crate::status::ask(self).await
     }
 }

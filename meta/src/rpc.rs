@@ -211,6 +211,8 @@ impl Meta for MetaService {
         let config = self.node.config();
         let cluster = self.node.formed().map(|formed| Bytes::copy_from_slice(&formed.cluster.0));
         let asker = AccessId(request.into_inner().asker);
+        let image = self.node.image();
+        let asker = image.catalog.access_node(asker);
         Ok(Response::new(IdentityReply {
             access: config.id.0,
             cluster: cluster.unwrap_or_default(),
@@ -219,7 +221,8 @@ impl Meta for MetaService {
             flight: config.flight.clone(),
             http: config.http.clone(),
             pid: std::process::id(),
-            knows_asker: self.node.image().catalog.access_node(asker).is_some(),
+            knows_asker: asker.is_some(),
+            asker_removed: asker.is_some_and(|known| known.retired),
         }))
     }
 

@@ -1,11 +1,13 @@
 //! The cluster as the leader sees it: who is up, and what data nodes hold.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use hypertide_proto::{
-    ids::{AccessId, Rid},
-    wire::meta::{NodeStatus, RebalanceStatus, StatusReply, StatusRequest},
+    ids::{AccessId, ChunkId, Rid},
+    wire::meta::{
+        ChunkCounts, DamagedReplica, NodeStatus, RebalanceStatus, StatusReply, StatusRequest,
+    },
 };
 use tonic::Request;
 
@@ -59,6 +61,7 @@ pub(crate) async fn own(node: &MetaNode) -> StatusReply {
         let jobs = node.jobs();
         (jobs.transfers(), jobs.totals())
     };
+    let damaged = damaged(node, &image);
     StatusReply {
         cluster: Bytes::copy_from_slice(&member.leader.group().cluster().0),
         leader: view.leader.map(|id| id.to_string()).unwrap_or_default(),
@@ -71,6 +74,31 @@ pub(crate) async fn own(node: &MetaNode) -> StatusReply {
             bytes_per_second: image.catalog.rebalancing().bytes_per_second,
             ..totals
         }),
+        chunks: Some(counts(&image, &damaged)),
+        damaged,
+    }
+}
+
+/// Replicas that count and were reported to have wrong bytes.
+fn damaged(node: &MetaNode, image: &Image) -> Vec<DamagedReplica> {
+    let counts = |id: &ChunkId, rid: Rid| {
+        image.catalog.chunk(*id).is_some_and(|chunk| chunk.has_member(rid))
+    };
+    let reported = node.fleet().damaged();
+    let members = reported.into_iter().filter(|(id, rid)| counts(id, *rid));
+    members.map(|(id, rid)| DamagedReplica { chunk: id.0, rid: Some(rid.into()) }).collect()
+}
+
+fn counts(image: &Image, damaged: &[DamagedReplica]) -> ChunkCounts {
+    let wrong: BTreeSet<u64> = damaged.iter().map(|replica| replica.chunk).collect();
+    let sum = image.catalog.standings(|chunk| wrong.contains(&chunk.0));
+    ChunkCounts {
+        total: sum.total,
+        in_sync: sum.in_sync,
+        under_replicated: sum.under_replicated,
+        joining: sum.joining,
+        damaged: sum.damaged,
+        unavailable: sum.unavailable,
     }
 }
 

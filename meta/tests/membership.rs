@@ -60,6 +60,19 @@ async fn an_access_node_is_added_and_a_lost_one_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_access_node_that_was_removed_learns_of_it_and_ends() {
+    let mut cluster = Cluster::start(3, fast()).await;
+    cluster.form().await;
+    let gone = cluster.follower().await;
+    let leader = cluster.leader().await;
+    cluster.node(leader).meta.remove_access(AccessId(gone), soon()).await.expect("three are there");
+    let failed = tokio::time::timeout_at(soon().into(), cluster.node(gone).meta.failed()).await;
+    let failed = failed.expect("it asks the others").to_string();
+    assert_eq!(failed, format!("access node a{gone} was removed from the cluster"));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_last_access_node_and_strangers_are_refused() {
     let mut cluster = Cluster::start(1, fast()).await;
     cluster.form().await;

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     Engine, Error, Settings, Snapshot,
     catalog::{CATALOG, ImageCatalog, ImageCatalogs, SqlTypes},
-    exec::Suspects,
+    exec::{Pace, Suspects},
     functions, optimize,
 };
 
@@ -31,6 +31,8 @@ const BATCH_ROWS: usize = 8192;
 pub(crate) const TIME_ZONE: &str = "timezone";
 /// Name of the setting that turns the pushing of work to data nodes off.
 pub(crate) const PUSHDOWN: &str = "hypertide.enable_pushdown";
+/// Name of the setting that turns the sending of slow fragments to another replica off.
+const HEDGED: &str = "hypertide.enable_hedged_reads";
 
 /// What the execution nodes of a statement must know; an extension of its configuration.
 #[derive(Clone)]
@@ -41,6 +43,10 @@ pub(crate) struct Statement {
     pub(crate) channels: Channels,
     /// Data nodes that failed lately.
     pub(crate) suspects: Suspects,
+    /// How fast data nodes answer.
+    pub(crate) pace: Pace,
+    /// Whether slow fragments are sent to another replica, too.
+    pub(crate) hedged: bool,
     /// What it reads.
     pub(crate) snapshot: Snapshot,
     /// When it must have ended.
@@ -75,12 +81,15 @@ pub(crate) struct Choices<'a> {
     pub(crate) zone: &'a str,
     /// Whether work may be pushed to data nodes.
     pub(crate) pushdown: bool,
+    /// Whether slow fragments are sent to another replica, too.
+    pub(crate) hedged: bool,
 }
 
 impl<'a> Choices<'a> {
     fn of(settings: &'a Settings) -> Self {
         let zone = settings.get(TIME_ZONE).unwrap_or("UTC");
-        Self { zone, pushdown: settings.get(PUSHDOWN).is_none_or(|value| !is_off(value)) }
+        let on = |name: &str| settings.get(name).is_none_or(|value| !is_off(value));
+        Self { zone, pushdown: on(PUSHDOWN), hedged: on(HEDGED) }
     }
 }
 
@@ -101,11 +110,13 @@ pub(crate) fn chosen_context(
     snapshot: &Snapshot,
     deadline: Instant,
 ) -> Result<SessionContext, Error> {
-    let Choices { zone, pushdown } = choices;
+    let Choices { zone, pushdown, hedged } = choices;
     let statement = Statement {
         catalog: Arc::clone(&engine.catalog),
         channels: engine.channels.clone(),
         suspects: engine.suspects.clone(),
+        pace: engine.pace.clone(),
+        hedged,
         snapshot: snapshot.clone(),
         deadline,
         settings: BTreeMap::from([(TIME_ZONE.to_owned(), zone.to_owned())]),

@@ -10,7 +10,10 @@ use datafusion::execution::{
 use hypertide_meta::CatalogWriter;
 use hypertide_proto::client::Channels;
 
-use crate::{Error, context, exec::Suspects};
+use crate::{
+    Error, context,
+    exec::{Pace, Suspects},
+};
 
 /// Limits of an access node's sessions.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,8 @@ pub struct Engine {
     pub(crate) template: SessionState,
     /// Data nodes that failed lately.
     pub(crate) suspects: Suspects,
+    /// How fast data nodes answer.
+    pub(crate) pace: Pace,
 }
 
 impl Engine {
@@ -54,7 +59,7 @@ impl Engine {
         let pool = Arc::new(FairSpillPool::new(config.memory_bytes));
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc()?;
         let template = context::template(Arc::clone(&runtime))?;
-        let suspects = Suspects::default();
-        Ok(Arc::new(Self { catalog, channels, runtime, config, template, suspects }))
+        let (suspects, pace) = (Suspects::default(), Pace::default());
+        Ok(Arc::new(Self { catalog, channels, runtime, config, template, suspects, pace }))
     }
 }

@@ -458,7 +458,7 @@ impl Session {
         let ctx = context::session_context(&self.engine, &self.settings, &snapshot, deadline)?;
         crate::pg_catalog::register_pg_catalog(&ctx, &snapshot.image);
         sql::session_functions::register(self, &ctx);
-        crate::views::register_views(&ctx, &snapshot.image)?;
+        crate::views::register_views(&ctx, &self.engine.catalog, &snapshot.image)?;
         Ok(Frame { snapshot, ctx, deadline, zone: self.settings.zone() })
     }
 

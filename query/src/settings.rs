@@ -63,6 +63,7 @@ const KNOWN: &[Known] = &[
     Known("default_transaction_read_only", "off", Kind::Bool),
     Known("escape_string_warning", "on", Kind::Bool),
     Known("extra_float_digits", "1", Kind::Int(-15, 3)),
+    Known("hypertide.enable_hedged_reads", "on", Kind::Bool),
     Known("hypertide.enable_pushdown", "on", Kind::Bool),
     Known(
         "hypertide.read_consistency",

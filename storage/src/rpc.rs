@@ -24,6 +24,7 @@ use crate::{
     OrderBy, Part,
     node::transfers::{CatchUp, CaughtUp},
     store::transfer::Wanted,
+    tables::Point,
 };
 
 pub(crate) mod pieces;
@@ -225,6 +226,20 @@ impl Storage for Service {
         }))
     }
 
+    async fn points(
+        &self,
+        request: Request<messages::PointsRequest>,
+    ) -> Result<Response<messages::PointsReply>, Status> {
+        let messages::PointsRequest { cluster, rid, wanted } = request.into_inner();
+        let member = self.member(&cluster)?;
+        self.addressed(&member, rid)?;
+        let found = self.blocking(move |node| {
+            let places = wanted.into_iter().map(|at| (ChunkId(at.chunk), Csn(at.csn)));
+            places.map(|(chunk, csn)| point_found(node, chunk, csn)).collect::<Result<_, _>>()
+        });
+        Ok(Response::new(messages::PointsReply { found: found.await? }))
+    }
+
     async fn catch_up(
         &self,
         request: Request<messages::CatchUpRequest>,
@@ -270,6 +285,21 @@ impl Storage for Service {
         let out = self.node.send_out(wanted, limit, request.bytes_per_second).await?;
         Ok(Response::new(ReceiverStream::new(out)))
     }
+}
+
+/// Where the replica of a chunk stood at a commit. One without a commit need not be there.
+fn point_found(node: &DataNode, chunk: ChunkId, csn: Csn) -> Result<messages::PointFound, Error> {
+    let standing = node.store().standing(chunk);
+    let point = match csn {
+        Csn(0) => Some(Point::default()),
+        csn => node.store().point_at(chunk, csn)?,
+    };
+    Ok(messages::PointFound {
+        chunk: chunk.0,
+        held: standing.is_some(),
+        applied_csn: standing.map_or(0, |standing| standing.applied.csn.0),
+        point: point.map(pieces::wire_point),
+    })
 }
 
 fn order(by: messages::OrderBy) -> OrderBy {

@@ -40,7 +40,8 @@ impl Local {
         Ok(Self { dir: make_dir(dir)? })
     }
 
-    /// Every node that has been started here, access nodes first, each in the order of its number.
+    /// Every node that has been started here, access nodes first, each in the order of its number. One whose directory
+    /// was lost is known from the cluster's list.
     pub(crate) fn nodes(&self) -> anyhow::Result<Vec<Node>> {
         let mut found = Vec::new();
         for entry in
@@ -52,6 +53,17 @@ impl Local {
             let endpoints = Endpoints::read(&entry.path())?;
             if let Some(node) = endpoints.and_then(|mut endpoints| endpoints.nodes.pop()) {
                 found.push(((role, number), node));
+            }
+        }
+        let listed = match found.is_empty() {
+            // The list is that of `dev`, whose nodes are one process.
+            true => Vec::new(),
+            false => Endpoints::read(&self.dir)?.unwrap_or_default().nodes,
+        };
+        for node in listed {
+            let Some(key) = parse_name(&node.name) else { continue };
+            if found.iter().all(|(other, _)| *other != key) {
+                found.push((key, node));
             }
         }
         found.sort_by_key(|(key, _)| *key);
@@ -70,6 +82,44 @@ impl Local {
     pub(crate) fn started(&self, name: &str) -> anyhow::Result<Option<Node>> {
         let endpoints = Endpoints::read(&self.dir.join(name))?;
         Ok(endpoints.and_then(|mut endpoints| endpoints.nodes.pop()))
+    }
+
+    /// Takes a node that was removed from the cluster off the list. Its directory is kept under another name.
+    pub(crate) fn retire(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let from = self.dir.join(name);
+        let numbered = (1u64..).map(|number| self.dir.join(format!("{name}.removed-{number}")));
+        let mut free = numbered.filter(|path| !path.exists());
+        let to = free.next().context("there are fewer directories than numbers")?;
+        fs::rename(&from, &to).with_context(|| format!("rename {}", from.display()))?;
+        let mut nodes = self.nodes()?;
+        nodes.retain(|node| node.name != name);
+        Endpoints { nodes }.write(&self.dir)?;
+        Ok(to)
+    }
+
+    /// The first name of this role that no node has.
+    pub(crate) fn free_name(&self, role: Role) -> anyhow::Result<String> {
+        let nodes = self.nodes()?;
+        let letter = match role {
+            Role::Access => 'a',
+            Role::Data => 'd',
+        };
+        let mut names = (1u64..).map(|number| format!("{letter}{number}"));
+        let free = names.find(|name| nodes.iter().all(|node| node.name != *name));
+        free.context("there are fewer nodes than numbers")
+    }
+
+    /// The name of the next access node: the number of one that was removed is never given again.
+    pub(crate) fn next_access(&self) -> anyhow::Result<String> {
+        let mut last = 0;
+        for entry in fs::read_dir(&self.dir)? {
+            let name = entry?.file_name();
+            let name = name.to_str().map(|name| name.split('.').next().unwrap_or(name));
+            if let Some((Role::Access, number)) = name.and_then(parse_name) {
+                last = last.max(number);
+            }
+        }
+        Ok(format!("a{}", last + 1))
     }
 
     /// Writes the cluster's `endpoints.json`.
@@ -177,6 +227,38 @@ mod tests {
         for wrong in ["", "a", "a0", "x1", "d-1", "data", "äx"] {
             assert_eq!(parse_name(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_node_whose_directory_was_lost_is_known_and_a_removed_one_is_not() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let node = |name: &str| Node {
+            name: name.to_owned(),
+            role: Role::Data,
+            pid: 1,
+            pg: None,
+            flight: None,
+            rpc: format!("{name}:1"),
+            http: String::new(),
+            dir: dir.path().join(name),
+        };
+        for name in ["d1", "d2", "d3"] {
+            fs::create_dir(dir.path().join(name)).expect("it is new");
+            let endpoints = Endpoints { nodes: vec![node(name)] };
+            endpoints.write(&dir.path().join(name)).expect("it is writable");
+        }
+        let local = Local::open(dir.path()).expect("it has nodes");
+        local.publish().expect("it is writable");
+        fs::remove_dir_all(dir.path().join("d2")).expect("it is there");
+        let names = || -> Vec<String> {
+            local.nodes().expect("they are valid").into_iter().map(|node| node.name).collect()
+        };
+        assert_eq!(names(), ["d1", "d2", "d3"]);
+        assert_eq!(local.node("d2").expect("it is known").rpc, "d2:1");
+        local.retire("d3").expect("it can be renamed");
+        local.publish().expect("it is writable");
+        assert_eq!(names(), ["d1", "d2"]);
+        assert_eq!(local.free_name(Role::Data).expect("there is one"), "d3");
     }
 
     #[test]

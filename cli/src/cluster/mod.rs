@@ -12,6 +12,8 @@ mod wait;
 
 use std::path::PathBuf;
 
+pub(crate) use self::signal::retire;
+
 use clap::Subcommand;
 
 use crate::format::Format;
@@ -61,6 +63,8 @@ pub(crate) enum Verb {
     Restart(OneNode),
     /// Add a data node and return when it is up.
     AddData(Dir),
+    /// Add an access node and return when it votes.
+    AddAccess(Dir),
 }
 
 /// Runs the verb.
@@ -74,5 +78,6 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Resume(node) => signal::resume(&node.dir.dir, &node.name),
         Verb::Restart(node) => start::restart(&node.dir.dir, &node.name).await,
         Verb::AddData(dir) => start::add_data(&dir.dir).await,
+        Verb::AddAccess(dir) => start::add_access(&dir.dir).await,
     }
 }

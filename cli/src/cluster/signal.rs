@@ -90,6 +90,19 @@ pub(crate) async fn stop(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Ends the process of a node that was removed from the cluster, if this is its directory, and sets the node's own
+/// directory aside.
+pub(crate) async fn retire(dir: &Path, name: &str) -> anyhow::Result<()> {
+    let Ok(local) = Local::open(dir) else { return Ok(()) };
+    let Some(node) = local.nodes()?.into_iter().find(|node| node.name == name) else {
+        return Ok(());
+    };
+    process::stop(&node, Instant::now() + STOP_LIMIT).await?;
+    let kept = local.retire(name)?;
+    println!("its directory is kept as {}", kept.display());
+    Ok(())
+}
+
 fn describe(stopped: Stopped) -> &'static str {
     match stopped {
         Stopped::WasNotRunning => "was not running",

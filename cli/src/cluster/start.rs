@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     endpoints::{Node, Role},
-    process,
+    locate::Target,
+    node, process,
     sql::psql_command,
 };
 
@@ -170,12 +171,39 @@ pub(crate) async fn restart(dir: &Path, name: &str) -> anyhow::Result<()> {
 pub(crate) async fn add_data(dir: &Path) -> anyhow::Result<()> {
     let local = Local::open(dir)?;
     let nodes = local.nodes()?;
-    let data = nodes.iter().filter(|node| node.role == Role::Data).count();
-    let name = format!("d{}", data + 1);
+    let name = local.free_name(Role::Data)?;
     let offset = u16::try_from(nodes.len()).context("too many nodes")?;
     let mut launch = fresh(name, offset, base_of(&nodes))?;
     launch.access = access_addresses(&local)?;
     start_one(&local, &launch).await
+}
+
+/// Starts one more access node and takes it into the cluster.
+pub(crate) async fn add_access(dir: &Path) -> anyhow::Result<()> {
+    let local = Local::open(dir)?;
+    let nodes = local.nodes()?;
+    let offset = u16::try_from(nodes.len()).context("too many nodes")?;
+    let launch = fresh(local.next_access()?, offset, base_of(&nodes))?;
+    let target = Target { dir: None, access: access_addresses(&local)? };
+    let mut starting = Starting::new(&local, START_LIMIT);
+    let up = async {
+        starting.say(&format!("starting {}", launch.name));
+        starting.watch(&launch.name, local.spawn(&launch)?);
+        starting.bound().await?;
+        let node = local.node(&launch.name)?;
+        let add = node::add(&target, &node.rpc);
+        starting.meanwhile("the access node to be taken in", add).await?;
+        local.publish()?;
+        starting.served(std::slice::from_ref(&node)).await
+    };
+    match up.await {
+        Ok(()) => starting.done(),
+        Err(error) => {
+            starting.give_up().await;
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// The base that the ports of these nodes follow from, or 0 when they follow from none.

@@ -37,6 +37,29 @@ pub(crate) fn psql_command(pg: &str) -> String {
     format!("psql -h {host} -p {port} -U hypertide hypertide")
 }
 
+/// Options of verbs that say what they want in SQL.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Remote {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Flight SQL address of an access node [default: what --dir or --access names].
+    #[arg(long, env = "HYPERTIDE_FLIGHT", value_name = "ADDR")]
+    pub(crate) flight: Option<String>,
+}
+
+impl Remote {
+    /// Connects to the access node.
+    pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
+        let address = flight_address(self.flight.clone(), &self.target).await?;
+        Client::connect(&address).await
+    }
+}
+
+/// A text as SQL writes it.
+pub(crate) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
 /// The Flight SQL address to talk to.
 pub(crate) async fn flight_address(
     given: Option<String>,

@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part of the harness")]
 #![allow(clippy::indexing_slicing, reason = "a test may fail by panicking")]
 
+pub(crate) mod load;
+
 use std::{
     net::TcpListener,
     path::{Path, PathBuf},
@@ -148,6 +150,30 @@ impl Cluster {
             found.extend(bad.map(str::to_owned));
         }
         found
+    }
+
+    /// Waits until all chunks have the replicas that they should have, and none is damaged.
+    pub(crate) fn wait_whole(&self) -> Value {
+        self.wait_for("every chunk in sync", |status| {
+            let chunks = &status["chunks"];
+            chunks["total"].as_u64() > Some(0)
+                && chunks["in_sync"] == chunks["total"]
+                && chunks["joining"] == 0
+                && chunks["damaged"] == 0
+        })
+    }
+
+    /// `hypertide_check` by the command line, with checksums: it fails when anything is wrong.
+    pub(crate) fn check_chunks(&self) {
+        let output = self.run(&["chunk", "check", "--checksums", "--all"]);
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{out}\n{err}");
+        assert!(out.contains("_chunk") && !out.contains("wrong"), "{out}");
+    }
+
+    /// What a node has logged.
+    pub(crate) fn log_of(&self, node: &str) -> String {
+        text(&std::fs::read(self.dir().join(node).join("log")).unwrap_or_default())
     }
 
     /// The logs, for a failing test's message.

@@ -68,7 +68,7 @@ impl Catalog {
             Command::Commit(record) => self.commit(record, step),
             Command::Abort { txn } => self.abort(*txn, step),
             Command::Progress { rid, applied } => self.progress(*rid, applied, step),
-            Command::BlockNewChunks { node, block } => self.block_new_chunks(*node, *block, step),
+            Command::BlockNewChunks(block) => self.block_new_chunks(*block, step),
             Command::AdvanceTime { access, at_ms } => self.advance_time(*access, *at_ms, step),
             Command::RemoveAccess { id } => self.remove_access(*id, step),
             Command::SetHealth { rid, health } => self.set_health(*rid, *health, step),

@@ -308,6 +308,7 @@ impl Catalog {
         hypertable.data_nodes.sort_unstable();
         hypertable.data_nodes.dedup();
         hypertable.attached_unasked.retain(|node| nodes.contains(node));
+        hypertable.blocked.retain(|node| nodes.contains(node));
         let by_name = self.by_name(&hypertable.data_nodes);
         let Some(placing) = hypertable.dimensions.get_mut(1) else { return next };
         let Rule::Hash { buckets } = &mut placing.rule else { return next };

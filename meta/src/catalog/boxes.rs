@@ -10,8 +10,8 @@ use hypertide_proto::{
 };
 
 use super::{
-    Catalog, Chunk, ChunkState, DataNode, Hypertable, Outcome, Reject, RowKey, Table, TableKind,
-    apply::Step, index::Corner,
+    Catalog, Chunk, ChunkState, DataNode, Outcome, Reject, RowKey, Table, TableKind, apply::Step,
+    index::Corner,
 };
 use crate::placement::{self, Candidate};
 
@@ -183,9 +183,9 @@ impl Catalog {
         let mut usable: Vec<&DataNode> = match &table.kind {
             // NOTE: a node that takes no new chunks of hypertables still holds old ones to join with.
             TableKind::Reference => nodes.filter(|node| node.serves()).collect(),
-            TableKind::Hypertable(Hypertable { data_nodes: attached, .. }) => nodes
-                .filter(|node| node.takes_new_chunks() && attached.contains(&node.id()))
-                .collect(),
+            TableKind::Hypertable(made) => {
+                nodes.filter(|node| self.takes_chunks_of(made, node)).collect()
+            }
         };
         usable.sort_by(|one, other| one.name.cmp(&other.name));
         let replicas =

@@ -76,7 +76,10 @@ impl Catalog {
         hold(RULE, known(made), || says("unknown node"))?;
         hold(RULE, made.data_nodes.is_sorted_by(|a, b| a < b), || says("order of nodes"))?;
         let unasked = made.attached_unasked.iter().all(|node| made.data_nodes.contains(node));
-        hold(RULE, unasked, || says("nodes attached unasked"))
+        hold(RULE, unasked, || says("nodes attached unasked"))?;
+        let blocked = made.blocked.iter().all(|node| made.data_nodes.contains(node))
+            && made.blocked.is_sorted_by(|a, b| a < b);
+        hold(RULE, blocked, || says("blocked nodes"))
     }
 
     /// Its table exists with as many dimensions as it has slices; its members are distinct known nodes, and there is

@@ -2,14 +2,14 @@
 
 use hypertide_proto::{
     decision::Decision,
-    ids::{AccessId, Boot, ChunkId, Csn, DiskId, Epoch, NodeId, Rid, TableId, TxnId, WriteId},
+    ids::{AccessId, Boot, ChunkId, Csn, DiskId, Epoch, Rid, TableId, TxnId, WriteId},
     schema::TableSchema,
     time::TimeRange,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Chunk, Compression, DataNode, Detach, Health, Held, Notice, Order, Rebalancing, Table,
+    Block, Chunk, Compression, DataNode, Detach, Health, Held, Notice, Order, Rebalancing, Table,
 };
 
 /// A change of the catalog. Deterministic: it holds all that applying it needs.
@@ -102,13 +102,8 @@ pub enum Command {
         /// Chunks, and the last commit of each that is durable there with all before it.
         applied: Vec<(ChunkId, Csn)>,
     },
-    /// Takes new chunks of a node or gives them back.
-    BlockNewChunks {
-        /// The node.
-        node: NodeId,
-        /// Whether it is to get no new chunks.
-        block: bool,
-    },
+    /// Takes new chunks off a node or gives them back.
+    BlockNewChunks(Block),
     /// What the leader's failure detector thinks of a data node.
     SetHealth {
         /// Its disk.

@@ -84,7 +84,7 @@ impl DataNode {
         self.rid.node
     }
 
-    /// Whether new chunks may be placed on it.
+    /// Whether new chunks may be placed on it, as far as no single hypertable says otherwise.
     #[must_use]
     pub fn takes_new_chunks(&self) -> bool {
         !self.block_new_chunks && !self.draining && self.serves()
@@ -197,21 +197,6 @@ impl Catalog {
         }
         check_name(known, arrival.name)?;
         Ok(self.put_arrival(known.clone(), arrival, step))
-    }
-
-    /// Takes new chunks off a node, or gives them back.
-    pub(crate) fn block_new_chunks(
-        &mut self,
-        id: NodeId,
-        block: bool,
-        step: &mut Step,
-    ) -> Result<Outcome, Reject> {
-        let Some(node) = self.data_nodes.get_mut(&id) else {
-            return Err(Reject::UnknownNode(id.to_string()));
-        };
-        node.block_new_chunks = block;
-        step.changes.touch(RowKey::Data(id));
-        Ok(Outcome::Data(node.clone()))
     }
 
     fn put_arrival(&mut self, node: DataNode, at: Arrival<'_>, step: &mut Step) -> Outcome {

@@ -32,8 +32,7 @@ impl fmt::Display for Command {
                 write!(f, "progress {rid}")?;
                 applied.iter().try_for_each(|(chunk, csn)| write!(f, " {chunk}={csn}"))
             }
-            Self::BlockNewChunks { node, block: true } => write!(f, "block {node}"),
-            Self::BlockNewChunks { node, block: false } => write!(f, "allow {node}"),
+            Self::BlockNewChunks(block) => block.fmt(f),
             Self::SetHealth { rid, health } => write!(f, "health {rid} {health}"),
             Self::NodeReset { rid, disk } => write!(f, "reset {rid} disk={disk}"),
             Self::Shrink { rid, chunks } => write!(f, "shrink {rid} {}", list(chunks)),

@@ -44,6 +44,8 @@ pub struct Hypertable {
     pub data_nodes: Vec<NodeId>,
     /// Those of them that it was attached to as they registered, so that attaching one by hand is no error.
     pub attached_unasked: Vec<NodeId>,
+    /// Those of them that get no new chunks of it, in order of their ids.
+    pub blocked: Vec<NodeId>,
     /// How its chunks are compressed; `None` when they are not.
     pub compression: Option<Compression>,
     /// Schema of the chunks' names.
@@ -68,6 +70,9 @@ impl fmt::Display for Hypertable {
         write!(f, " rf={} min_in_sync={}", self.replication_factor, self.min_in_sync)?;
         write!(f, " chunks={}.{}_{}", self.chunk_schema, self.chunk_prefix, self.next_chunk)?;
         write!(f, " nodes={}", super::display::list(&self.data_nodes))?;
+        if !self.blocked.is_empty() {
+            write!(f, " blocked={}", super::display::list(&self.blocked))?;
+        }
         self.dimensions.iter().try_for_each(|dimension| write!(f, " {dimension}"))?;
         self.compression.iter().try_for_each(|compression| write!(f, " {compression}"))
     }
@@ -107,6 +112,7 @@ impl Catalog {
             min_in_sync: default_min_in_sync(spec.replication_factor),
             data_nodes: nodes.into_iter().collect::<BTreeSet<_>>().into_iter().collect(),
             attached_unasked: Vec::new(),
+            blocked: Vec::new(),
             compression: None,
             chunk_schema,
             chunk_prefix,

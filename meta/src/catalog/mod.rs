@@ -10,6 +10,7 @@
 mod access;
 mod apply;
 mod attach;
+mod block;
 mod boxes;
 mod check;
 mod chunk;
@@ -26,6 +27,7 @@ mod order;
 mod replica;
 mod retention;
 mod row;
+mod standing;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -33,6 +35,7 @@ mod txn;
 
 pub use access::AccessNode;
 pub use attach::{Detach, Notice};
+pub use block::Block;
 pub use check::Broken;
 pub use chunk::{Chunk, ChunkState, Held, Joiner};
 pub use clock::JUMP_MAX_MS;
@@ -43,6 +46,7 @@ pub use dimension::{Dimension, Rule};
 pub use hypertable::{DEFAULT_CHUNK_SCHEMA, Hypertable};
 pub use order::{Order, Rebalancing};
 pub use row::{Changes, RowError, RowKey};
+pub use standing::Standings;
 pub use table::{DEFAULT_SCHEMA, Table, TableKind};
 pub use txn::{Decided, Tail, Write};
 

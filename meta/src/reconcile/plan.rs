@@ -196,8 +196,9 @@ pub fn plan(scene: &Scene<'_>) -> Vec<Action> {
     for order in scene.catalog.orders() {
         planner.order(order, &mut actions, &mut joins);
     }
-    let idle = joins.is_empty() && scene.running.is_empty() && scene.failed.is_empty();
-    if idle && scene.catalog.rebalancing().enabled {
+    // What is one too many is removed first: until then it is not known who will hold what.
+    let settled = !actions.iter().any(|action| matches!(action, Action::Remove { .. }));
+    if joins.is_empty() && settled && scene.catalog.rebalancing().enabled {
         joins.extend(even::moves(scene));
     }
     actions.extend(planner.admit(joins));
@@ -257,25 +258,7 @@ impl Planner<'_> {
 
     /// Replicas that the chunks of a table should have.
     fn wanted(&self, table: &Table) -> usize {
-        match &table.kind {
-            TableKind::Reference => {
-                self.scene.catalog.data_nodes().filter(|node| self.joins_here(node)).count()
-            }
-            TableKind::Hypertable(made) => {
-                usize::from(made.replication_factor).min(made.data_nodes.len())
-            }
-        }
-    }
-
-    /// Whether reference tables are wanted on the node: there are rows to join them with, or there may be.
-    fn joins_here(&self, node: &DataNode) -> bool {
-        let catalog = self.scene.catalog;
-        !node.draining
-            || catalog
-                .chunks()
-                .filter(|chunk| chunk.members().any(|rid| rid.node == node.id()))
-                .filter_map(|chunk| catalog.table(chunk.table))
-                .any(|table| table.hypertable().is_some())
+        self.scene.catalog.replicas_wanted(table)
     }
 
     fn damaged(&self, chunk: &Chunk, rid: Rid) -> bool {
@@ -326,8 +309,7 @@ impl Planner<'_> {
         if !hot || self.sound(chunk).count() >= self.wanted(table) {
             return false;
         }
-        let takes =
-            |node: &&DataNode| node.takes_new_chunks() && made.data_nodes.contains(&node.id());
+        let takes = |node: &&DataNode| self.scene.catalog.takes_chunks_of(made, node);
         let takers = self.scene.catalog.data_nodes().filter(takes).count();
         let unavailable = self.sound(chunk).next().is_none();
         let awaited = chunk.left.iter().any(|(rid, _)| !self.serves(rid.node));
@@ -386,9 +368,7 @@ impl Planner<'_> {
         }
         let attached = |node: &DataNode| match &table.kind {
             TableKind::Reference => self.serves(node.id()) && !node.draining,
-            TableKind::Hypertable(made) => {
-                node.takes_new_chunks() && made.data_nodes.contains(&node.id())
-            }
+            TableKind::Hypertable(made) => self.scene.catalog.takes_chunks_of(made, node),
         };
         let free = |node: &&DataNode| {
             let wished = wishes.iter().any(|wish| wish.target.node == node.id());

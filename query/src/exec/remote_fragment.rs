@@ -1,13 +1,17 @@
 //! Runs a fragment of a plan on the data nodes that hold its chunks: one partition a node.
 //!
-//! The fragment is the same for all nodes but for the chunks of its leaf. A node that fails before its first batch was
-//! passed on is replaced: its chunks are routed to other replicas at the same snapshot, and the reader sees nothing.
-//! After the first batch a failure ends the statement, because rows passed on cannot be taken back.
+//! The fragment is the same for all nodes but for the chunks of its leaf. A node that fails before rows of its were
+//! passed on is replaced: its chunks are routed to other replicas at the same snapshot, and the reader sees nothing. One
+//! that is slow or silent gets a rival there (`hedge.rs`). The first megabytes are kept back for that (`send.rs`); after
+//! them a failure ends the statement, because rows passed on cannot be taken back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    future::pending,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use datafusion::{
@@ -35,6 +39,7 @@ use hypertide_proto::{error::RpcError, ids::NodeId};
 
 use super::{
     ChunkScanExec, FragmentCodec, ScanPlan,
+    hedge::{Slow, slow},
     retry::{other_node_may_do, sql_error},
     send::{NodeReport, Opened, send},
 };
@@ -146,18 +151,14 @@ impl RemoteFragmentExec {
         physical_plan_to_bytes_with_extension_codec(plan.data, &FragmentCodec)
     }
 
-    /// The fragment of `failed` on the other replicas of its chunks, as one partition.
-    fn elsewhere(&self, failed: &Fragment, cause: &RpcError) -> Option<Arc<dyn ExecutionPlan>> {
-        if !other_node_may_do(cause) {
-            return None;
-        }
+    /// The fragment of a node on the other replicas of its chunks, as one partition.
+    fn elsewhere(&self, failed: &Fragment) -> Option<Arc<dyn ExecutionPlan>> {
         let mut except = self.failed.clone();
         except.insert(failed.node);
         let fragments = route(&failed.chunks, &except).ok()?;
         if !self.spread.allows(&fragments) {
             return None;
         }
-        tracing::warn!(node = self.node_name(failed.node), error = %cause, "fragment goes to another node");
         let properties = properties_of(&self.inner, fragments.len());
         let rerouted = Self {
             fragments,
@@ -175,7 +176,7 @@ impl RemoteFragmentExec {
         })
     }
 
-    /// Sends the fragment, and again elsewhere when its node fails before the first batch.
+    /// Sends the fragment, and elsewhere, too, when its node fails or is slow before rows of its were passed on.
     async fn run(
         self: Arc<Self>,
         partition: usize,
@@ -187,9 +188,59 @@ impl RemoteFragmentExec {
             .ok_or_else(|| internal_datafusion_err!("there is no fragment {partition}"))?;
         let statement = Statement::of(context.session_config())?;
         let plan = self.encode(fragment)?;
-        let name = self.node_name(fragment.node).to_owned();
         let place = Place { reports: Arc::clone(&self.reports), partition };
-        match send(&statement, fragment, plan, place).await {
+        let began = Instant::now();
+        let mut opening = pin!(send(&statement, fragment, plan, place));
+        let may_race =
+            statement.hedged && fragment.chunks.iter().all(|chunk| chunk.replicas.len() > 1);
+        let slow = async {
+            if may_race { slow(&statement, fragment.node).await } else { pending().await }
+        };
+        let slow = tokio::select! {
+            biased;
+            opened = &mut opening => {
+                statement.pace.answered(began.elapsed());
+                return self.passed_on(partition, opened, &context);
+            }
+            slow = slow => slow,
+        };
+        if slow == Slow::Silent {
+            self.avoid(&statement, fragment.node, &"it does not answer");
+        }
+        let Some(other) = self.elsewhere(fragment) else {
+            return self.passed_on(partition, opening.await, &context);
+        };
+        tracing::debug!(node = self.node_name(fragment.node), ?slow, "fragment is sent twice");
+        let mut rival = pin!(first_of(other, Arc::clone(&context)));
+        tokio::select! {
+            biased;
+            opened = &mut opening => match opened {
+                Err(error) if other_node_may_do(&error) => {
+                    self.avoid(&statement, fragment.node, &error);
+                    rival.await
+                }
+                opened => self.passed_on(partition, opened, &context),
+            },
+            rows = &mut rival => match rows {
+                Ok(rows) => Ok(rows),
+                // It fared no better there: what the node itself says stands.
+                Err(_) => self.passed_on(partition, opening.await, &context),
+            },
+        }
+    }
+
+    /// The rows of a node, or those of other replicas when it failed and they may do better.
+    fn passed_on(
+        &self,
+        partition: usize,
+        opened: std::result::Result<Opened, RpcError>,
+        context: &Arc<TaskContext>,
+    ) -> Result<SendableRecordBatchStream> {
+        let Some(fragment) = self.fragments.get(partition) else {
+            return Err(internal_datafusion_err!("there is no fragment {partition}"));
+        };
+        let name = self.node_name(fragment.node).to_owned();
+        match opened {
             Ok(Opened { rows }) => {
                 let output = MetricBuilder::new(&self.metrics).output_rows(partition);
                 let rows = rows.map(move |batch| match batch {
@@ -201,17 +252,37 @@ impl RemoteFragmentExec {
                 });
                 Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
             }
-            Err(error) => {
-                if other_node_may_do(&error) {
-                    statement.suspects.add(fragment.node);
-                }
-                match self.elsewhere(fragment, &error) {
-                    Some(plan) => plan.execute(0, context),
+            Err(error) if other_node_may_do(&error) => {
+                let statement = Statement::of(context.session_config())?;
+                self.avoid(&statement, fragment.node, &error);
+                match self.elsewhere(fragment) {
+                    Some(plan) => plan.execute(0, Arc::clone(context)),
                     None => Err(sql_error(&name, error)),
                 }
             }
+            Err(error) => Err(sql_error(&name, error)),
         }
     }
+
+    /// Lets statements avoid a node for a while, and says so when that is new.
+    fn avoid(&self, statement: &Statement, node: NodeId, why: &dyn fmt::Display) {
+        if statement.suspects.add(node) {
+            tracing::info!("reads avoid data node {}: {why}", self.node_name(node));
+        }
+    }
+}
+
+/// The rows of a plan of one partition, once the first have come.
+async fn first_of(
+    plan: Arc<dyn ExecutionPlan>,
+    context: Arc<TaskContext>,
+) -> Result<SendableRecordBatchStream> {
+    let mut rows = plan.execute(0, context)?;
+    let first = rows.next().await.transpose()?;
+    let schema = rows.schema();
+    let rest = first.is_some().then_some(rows);
+    let rows = stream::iter(first.map(Ok)).chain(stream::iter(rest).flatten());
+    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
 }
 
 /// Where the report of a fragment goes.

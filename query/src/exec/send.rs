@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array as _, ArrayRef, RecordBatch};
 use arrow_flight::{FlightData, decode::FlightRecordBatchStream, error::FlightError};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream, stream::BoxStream};
@@ -15,6 +15,10 @@ use tonic::{Status, Streaming};
 use super::{PLAN_VERSION, remote_fragment::Place};
 use crate::{context::Statement, route::Fragment};
 
+/// Rows that are kept back until the fragment has ended, in bytes: as long as nothing was passed on, another replica can
+/// give all of them instead. Most answers are far smaller.
+const HELD_BYTES: usize = 4 << 20;
+
 /// What one node did for a fragment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NodeReport {
@@ -26,12 +30,12 @@ pub(crate) struct NodeReport {
     pub(crate) node: Option<FragmentMetrics>,
 }
 
-/// The rows of a fragment whose first batch has arrived, or that has none.
+/// The rows of a fragment that has ended, or has given more than is kept back.
 pub(super) struct Opened {
     pub(super) rows: BoxStream<'static, Result<RecordBatch, RpcError>>,
 }
 
-/// Sends a plan to the node of a fragment and waits for its first batch.
+/// Sends a plan to the node of a fragment and waits for its rows, or for as many of them as are kept back.
 pub(super) async fn send(
     statement: &Statement,
     fragment: &Fragment,
@@ -66,9 +70,22 @@ pub(super) async fn send(
         futures::future::ready(data.transpose())
     });
     let mut rows = FlightRecordBatchStream::new_from_flight_data(data.boxed());
-    let first = rows.next().await.transpose().map_err(flight_error)?;
-    let rest = rows.map(|batch| batch.map_err(flight_error));
-    Ok(Opened { rows: stream::iter(first.map(Ok)).chain(rest).boxed() })
+    let (mut held, mut bytes) = (Vec::new(), 0);
+    while let Some(batch) = rows.next().await.transpose().map_err(flight_error)? {
+        bytes += batch_bytes(&batch);
+        held.push(Ok(batch));
+        if bytes >= HELD_BYTES {
+            let rest = rows.map(|batch| batch.map_err(flight_error));
+            return Ok(Opened { rows: stream::iter(held).chain(rest).boxed() });
+        }
+    }
+    Ok(Opened { rows: stream::iter(held).boxed() })
+}
+
+/// What a batch takes; several share the memory of the message that they came in.
+fn batch_bytes(batch: &RecordBatch) -> usize {
+    let bytes = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(0);
+    batch.columns().iter().map(bytes).sum()
 }
 
 fn request(statement: &Statement, plan: Bytes) -> Result<ExecuteRequest, RpcError> {

@@ -19,10 +19,11 @@ pub(crate) struct Suspects {
 }
 
 impl Suspects {
-    /// Notes that a node failed now.
-    pub(crate) fn add(&self, node: NodeId) {
+    /// Notes that a node failed now; whether it was not avoided until now.
+    pub(crate) fn add(&self, node: NodeId) -> bool {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.insert(node, Instant::now());
+        let before = failed.insert(node, Instant::now());
+        before.is_none_or(|at| at.elapsed() >= AVOIDED_FOR)
     }
 
     /// The nodes to avoid now.

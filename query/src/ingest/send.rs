@@ -38,6 +38,8 @@ const DELIVERIES_MAX: usize = 8;
 const PART_BYTES: usize = 8 << 20;
 /// Time that the log has to say what became of a transaction whose commit got no answer.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time after which a delivery that does not end is looked at again.
+const LOOK_DELAY: Duration = Duration::from_millis(100);
 /// Pause before a delivery or a proposal is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
@@ -186,9 +188,7 @@ impl Writer {
 
     /// Waits until all that was taken is durable everywhere, so that the transaction itself can read it.
     pub(crate) async fn flush(&mut self, deadline: Instant) -> Result<(), Error> {
-        while !self.under_way.is_empty() {
-            self.join_one().await;
-        }
+        self.land().await;
         self.cover(deadline).await
     }
 
@@ -462,6 +462,16 @@ impl Writer {
         }
     }
 
+    /// Waits for what is under way, but for deliveries that nobody needs any more: a node that hangs is taken out of the
+    /// replicas meanwhile, long before its connection breaks.
+    async fn land(&mut self) {
+        while !self.under_way.is_empty() && !self.missing().is_empty() {
+            if tokio::time::timeout(LOOK_DELAY, self.join_one()).await.is_err() {
+                self.refresh();
+            }
+        }
+    }
+
     /// Sends what replicas still lack until none lacks anything.
     async fn cover(&mut self, deadline: Instant) -> Result<(), Error> {
         loop {
@@ -477,9 +487,7 @@ impl Writer {
             for (rid, parts) in missing {
                 self.send(rid, parts, deadline);
             }
-            while !self.under_way.is_empty() {
-                self.join_one().await;
-            }
+            self.land().await;
             if self.missing() != before {
                 continue;
             }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use hypertide_meta::{Answer, CatalogWriter, Image, MemoryCatalog};
-use hypertide_proto::{client::Channels, ids::ClusterId};
+use hypertide_proto::{client::Channels, ids::ClusterId, wire::meta::StatusReply};
 
 use super::*;
 use crate::EngineConfig;
@@ -59,6 +59,10 @@ impl CatalogWriter for Lossy {
 
     fn rpc(&self) -> String {
         self.inner.rpc()
+    }
+
+    async fn status(&self) -> StatusReply {
+        self.inner.status().await
     }
 }
 

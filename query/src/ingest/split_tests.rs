@@ -49,6 +49,7 @@ fn table(buckets: usize) -> Table {
         version: 1,
         kind: TableKind::Hypertable(Hypertable {
             attached_unasked: Vec::new(),
+            blocked: Vec::new(),
             compression: None,
             distributed: true,
             dimensions: vec![

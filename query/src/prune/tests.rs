@@ -46,6 +46,7 @@ fn table() -> Table {
         version: 1,
         kind: TableKind::Hypertable(Hypertable {
             attached_unasked: Vec::new(),
+            blocked: Vec::new(),
             compression: None,
             distributed: true,
             dimensions: vec![

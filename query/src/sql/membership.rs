@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, BooleanArray, Int32Array, StringArray},
+    array::{ArrayRef, BooleanArray, Int32Array, Int64Array, StringArray},
     datatypes::{DataType, Field},
 };
-use hypertide_meta::catalog::{Command, DataNode, Detach, Outcome, Table, TableKind};
+use hypertide_meta::catalog::{Block, Command, DataNode, Detach, Outcome, Table, TableKind};
 
 use super::{call::Arguments, parse::regclass, table::find_named};
 use crate::{
@@ -28,14 +28,20 @@ pub(crate) const DELETE_PARAMETERS: &[&str] =
 /// Parameters of `alter_data_node`, in order.
 pub(crate) const ALTER_PARAMETERS: &[&str] =
     &["node_name", "host", "database", "port", "available"];
-/// Parameters of `block_new_chunks` and `allow_new_chunks`, in order.
+/// Parameters of `block_new_chunks`, in order.
 pub(crate) const BLOCK_PARAMETERS: &[&str] = &["data_node_name", "hypertable", "force"];
+/// Parameters of `allow_new_chunks`, in order.
+pub(crate) const ALLOW_PARAMETERS: &[&str] = &["data_node_name", "hypertable"];
 /// Parameters of `set_replication_factor`, in order.
 pub(crate) const FACTOR_PARAMETERS: &[&str] = &["hypertable", "replication_factor"];
 /// Parameters of `drain_data_node`, in order.
 pub(crate) const DRAIN_PARAMETERS: &[&str] = &["node_name", "draining"];
 /// Parameters of `set_min_in_sync`, in order.
 pub(crate) const MIN_PARAMETERS: &[&str] = &["hypertable", "replicas"];
+/// Parameters of `set_rebalancing`, in order.
+pub(crate) const REBALANCING_PARAMETERS: &[&str] = &["enabled", "bytes_per_second"];
+/// Least that a copy may be allowed to take: with less, a chunk would never arrive.
+const COPY_RATE_MIN: i64 = 64 << 10;
 const PORT_MAX: i64 = 65_535;
 const FACTOR_MAX: i64 = 32_767;
 
@@ -58,6 +64,43 @@ pub(crate) fn alter_columns() -> Vec<Field> {
         text("database"),
         Field::new("available", DataType::Boolean, true),
     ]
+}
+
+/// Columns of `set_rebalancing`.
+pub(crate) fn rebalancing_columns() -> Vec<Field> {
+    vec![
+        Field::new("enabled", DataType::Boolean, true),
+        Field::new("bytes_per_second", DataType::Int64, true),
+    ]
+}
+
+/// `set_rebalancing`: whether chunks are moved to even nodes out, and how fast any chunk is copied. What is not given
+/// stays; the row says how it is now.
+pub(crate) async fn set_rebalancing(
+    session: &mut Session,
+    frame: &Frame,
+    arguments: &Arguments,
+) -> Result<Vec<ArrayRef>, Error> {
+    let now = frame.snapshot.image.catalog.rebalancing();
+    let mut wanted = now.clone();
+    if let Some(enabled) = arguments.bool("enabled")? {
+        wanted.enabled = enabled;
+    }
+    if let Some(rate) = arguments.int("bytes_per_second")? {
+        let rate = u64::try_from(rate).ok().filter(|_| rate >= COPY_RATE_MIN);
+        wanted.bytes_per_second = rate.ok_or_else(|| {
+            Error::of("22023", "invalid number of bytes per second")
+                .with_hint(format_args!("Give {COPY_RATE_MIN} or more."))
+        })?;
+    }
+    if wanted != *now {
+        session.propose(Command::SetRebalancing(wanted.clone())).await?;
+    }
+    let rate = i64::try_from(wanted.bytes_per_second).unwrap_or(i64::MAX);
+    Ok(vec![
+        Arc::new(BooleanArray::from(vec![wanted.enabled])),
+        Arc::new(Int64Array::from(vec![rate])),
+    ])
 }
 
 /// `attach_data_node`.
@@ -162,20 +205,11 @@ pub(crate) async fn block(
     block: bool,
 ) -> Result<Vec<ArrayRef>, Error> {
     let name = node_name(arguments, "data_node_name")?;
-    if arguments.get("hypertable").is_some() {
-        let message = "new chunks are blocked for a data node, not for one hypertable on it";
-        return Err(Error::of("0A000", message).with_hint("Leave the hypertable out."));
-    }
-    let node = existing(frame, &name)?;
-    let changed = node.block_new_chunks != block;
-    let node = node.id();
-    let tables = frame.snapshot.image.catalog.tables();
-    let attached = tables.filter_map(|table| table.hypertable());
-    let attached = attached.filter(|made| made.data_nodes.contains(&node)).count();
-    if changed {
-        session.propose(Command::BlockNewChunks { node, block }).await?;
-    }
-    Ok(count(if changed { attached as u64 } else { 0 }))
+    let table = distributed(session, frame, arguments)?.map(|table| table.id);
+    let force = arguments.bool("force")?.unwrap_or(false);
+    let node = existing(frame, &name)?.id();
+    let command = Command::BlockNewChunks(Block { node, table, block, force });
+    Ok(count(nodes(session, command).await?))
 }
 
 /// `set_replication_factor`.

@@ -20,6 +20,7 @@ pub(crate) mod data_node;
 pub(crate) mod datetime;
 pub(crate) mod describe;
 pub(crate) mod drop;
+pub(crate) mod health;
 pub(crate) mod hypertable;
 pub(crate) mod ingest;
 pub(crate) mod insert;
@@ -29,6 +30,7 @@ pub(crate) mod names;
 pub(crate) mod parse;
 pub(crate) mod query;
 pub(crate) mod registry;
+pub(crate) mod replica_check;
 pub(crate) mod run;
 #[cfg(test)]
 mod scripts;

@@ -62,7 +62,7 @@ pub(crate) async fn order(
     };
     let (chunk, target, source) = (chunk.id, target.id(), order.source);
     session.propose(Command::OrderCopy(order)).await?;
-    wait(session, chunk, target, source).await?;
+    wait(session, &operation, (chunk, target, source)).await?;
     Ok(vec![Arc::new(StringArray::from(vec![operation]))])
 }
 
@@ -81,20 +81,24 @@ pub(crate) async fn cleanup(
 /// Waits until the replica is in sync at its target, and gone from its source.
 async fn wait(
     session: &mut Session,
-    chunk: ChunkId,
-    target: NodeId,
-    source: Option<NodeId>,
+    operation: &str,
+    (chunk, target, source): (ChunkId, NodeId, Option<NodeId>),
 ) -> Result<(), Error> {
     let deadline = session.deadline();
     loop {
-        let image = session.engine.catalog.barrier(session.commit_deadline()).await?;
-        let Some(now) = image.catalog.chunk(chunk) else {
-            return Err(Error::of("55000", "the chunk was dropped meanwhile"));
-        };
-        let at = |node: NodeId| now.in_sync.iter().any(|rid| rid.node == node);
-        if at(target) && !source.is_some_and(at) {
-            session.changed_at(image.applied);
-            return Ok(());
+        // While the leader changes nobody knows; the order stands.
+        if let Ok(image) = session.engine.catalog.barrier(session.commit_deadline()).await {
+            let Some(now) = image.catalog.chunk(chunk) else {
+                return Err(Error::of("55000", "the chunk was dropped meanwhile"));
+            };
+            let at = |node: NodeId| now.in_sync.iter().any(|rid| rid.node == node);
+            if at(target) && !source.is_some_and(at) {
+                session.changed_at(image.applied);
+                return Ok(());
+            }
+            if image.catalog.orders().all(|order| order.operation != operation) {
+                return Err(Error::of("57014", "the operation was taken back meanwhile"));
+            }
         }
         if Instant::now() + LOOK_DELAY >= deadline {
             let message = "the chunk is still on its way: the order stands";

@@ -12,12 +12,13 @@ use super::{
     call::{Arguments, set_config},
     chunks,
     compression::{self, Change},
-    data_node, hypertable, membership, move_chunk, parse,
+    data_node, health, hypertable, membership, move_chunk, parse, replica_check,
 };
 use crate::{Error, Session, session::Frame};
 
 /// Schemas in which the functions are found, beside no schema at all.
-const SCHEMAS: [&str; 4] = ["public", "pg_catalog", "timescaledb_experimental", "hypertide"];
+const SCHEMAS: [&str; 5] =
+    ["public", "pg_catalog", "timescaledb_experimental", "_timescaledb_functions", "hypertide"];
 
 /// A function of this kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +44,9 @@ pub(crate) enum Name {
     DecompressChunk,
     RecompressChunk,
     SetConfig,
+    SetRebalancing,
+    HypertideCheck,
+    Health,
 }
 
 /// What a call of a function must look like, and what its rows do.
@@ -56,13 +60,13 @@ struct Signature {
 /// A result of one column, named like the function.
 const NO_COLUMNS: fn() -> Vec<Field> = Vec::new;
 
-const FUNCTIONS: [Signature; 21] = {
+const FUNCTIONS: [Signature; 24] = {
     use Name::{
         AddDataNode, AllowNewChunks, AlterDataNode, AttachDataNode, BlockNewChunks,
         CleanupCopyChunkOperation, CompressChunk, CopyChunk, CreateDistributedHypertable,
         CreateHypertable, DecompressChunk, DeleteDataNode, DetachDataNode, DrainDataNode,
-        DropChunks, MoveChunk, RecompressChunk, SetConfig, SetMinInSync, SetReplicationFactor,
-        ShowChunks,
+        DropChunks, Health, HypertideCheck, MoveChunk, RecompressChunk, SetConfig, SetMinInSync,
+        SetRebalancing, SetReplicationFactor, ShowChunks,
     };
     const fn function(
         text: &'static str,
@@ -101,7 +105,7 @@ const FUNCTIONS: [Signature; 21] = {
             membership::alter_columns,
         ),
         function("block_new_chunks", BlockNewChunks, membership::BLOCK_PARAMETERS, NO_COLUMNS),
-        function("allow_new_chunks", AllowNewChunks, membership::BLOCK_PARAMETERS, NO_COLUMNS),
+        function("allow_new_chunks", AllowNewChunks, membership::ALLOW_PARAMETERS, NO_COLUMNS),
         function(
             "set_replication_factor",
             SetReplicationFactor,
@@ -128,6 +132,19 @@ const FUNCTIONS: [Signature; 21] = {
             NO_COLUMNS,
         ),
         function("recompress_chunk", RecompressChunk, compression::COMPRESS_PARAMETERS, NO_COLUMNS),
+        function(
+            "set_rebalancing",
+            SetRebalancing,
+            membership::REBALANCING_PARAMETERS,
+            membership::rebalancing_columns,
+        ),
+        function(
+            "hypertide_check",
+            HypertideCheck,
+            replica_check::PARAMETERS,
+            replica_check::columns,
+        ),
+        function("health", Health, &[], health::columns),
         function("set_config", SetConfig, &["setting_name", "new_value", "is_local"], NO_COLUMNS),
     ]
 };
@@ -226,6 +243,9 @@ impl Name {
                 Box::pin(self.run_rows(session, frame, vec![arguments])).await
             }
             Self::SetConfig => set_config(session, &arguments),
+            Self::SetRebalancing => membership::set_rebalancing(session, frame, &arguments).await,
+            Self::HypertideCheck => replica_check::run(session, frame, &arguments).await,
+            Self::Health => Ok(health::rows(frame)),
         }
     }
 }

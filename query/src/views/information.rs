@@ -17,7 +17,8 @@ pub(super) fn schemata(image: &Image) -> Rows {
         Rows::new(&[("catalog_name", Text), ("schema_name", Text), ("schema_owner", Text)]);
     let mut names: BTreeSet<&str> =
         image.catalog.tables().map(|table| table.schema.as_str()).collect();
-    names.extend([DEFAULT_SCHEMA, "information_schema", "pg_catalog", "timescaledb_information"]);
+    names.extend([DEFAULT_SCHEMA, "pg_catalog"]);
+    names.extend(super::SCHEMAS.iter().map(|(name, _)| *name));
     for name in names {
         rows.push([DATABASE.into(), name.into(), crate::server::USER.into()]);
     }

@@ -1,8 +1,10 @@
-//! Information views over a catalog image: `timescaledb_information.*`, `information_schema.*`, and what users read of
-//! `_timescaledb_catalog`.
+//! Information views: `timescaledb_information.*`, `information_schema.*` and what users read of `_timescaledb_catalog`
+//! over a catalog image, `hypertide.*` also over what the Raft leader knows beside it.
 //!
-//! A view's rows are made when a statement mentions it; its columns are those of TimescaleDB 2.13 and PostgreSQL.
+//! A view's rows are made when a statement mentions it; its columns are those of TimescaleDB 2.13 and PostgreSQL, or, in
+//! the schema `hypertide`, our own.
 
+mod cluster;
 mod information;
 mod rows;
 mod timescale;
@@ -15,43 +17,73 @@ use datafusion::{
     error::Result,
     prelude::SessionContext,
 };
-use hypertide_meta::Image;
+use hypertide_meta::{CatalogWriter, Image};
+use hypertide_proto::wire::meta::StatusReply;
 
 use crate::Error;
 use rows::Rows;
 
-/// Makes the views known to a statement.
-pub(crate) fn register_views(ctx: &SessionContext, image: &Arc<Image>) -> Result<(), Error> {
+/// Makes the views known to a statement that reads `image`.
+pub(crate) fn register_views(
+    ctx: &SessionContext,
+    source: &Arc<dyn CatalogWriter>,
+    image: &Arc<Image>,
+) -> Result<(), Error> {
     let Some(catalog) = ctx.catalog(crate::catalog::CATALOG) else { return Ok(()) };
-    for (name, views) in [
-        ("timescaledb_information", TIMESCALE),
-        ("information_schema", INFORMATION),
-        ("_timescaledb_catalog", CATALOG_TABLES),
-    ] {
-        catalog.register_schema(name, Arc::new(Views { image: Arc::clone(image), views }))?;
+    for (name, views) in SCHEMAS {
+        let (source, image) = (Arc::clone(source), Arc::clone(image));
+        catalog.register_schema(name, Arc::new(Views { source, image, views }))?;
     }
     Ok(())
 }
 
+/// Schemas of views.
+const SCHEMAS: [(&str, &[View]); 5] = [
+    ("timescaledb_information", TIMESCALE),
+    ("timescaledb_experimental", EXPERIMENTAL),
+    ("information_schema", INFORMATION),
+    ("_timescaledb_catalog", CATALOG_TABLES),
+    ("hypertide", CLUSTER),
+];
+
 /// A view: its name, and what makes its rows.
-type View = (&'static str, fn(&Image) -> Rows);
+type View = (&'static str, Maker);
+
+/// What makes the rows of a view.
+#[derive(Clone, Copy)]
+enum Maker {
+    /// The catalog alone.
+    Image(fn(&Image) -> Rows),
+    /// The catalog, and the cluster as the leader sees it.
+    Cluster(fn(&Image, &StatusReply) -> Rows),
+}
 
 const TIMESCALE: &[View] = &[
-    ("chunks", timescale::chunks),
-    ("compression_settings", timescale::compression_settings),
-    ("data_nodes", timescale::data_nodes),
-    ("dimensions", timescale::dimensions),
-    ("hypertables", timescale::hypertables),
+    ("chunks", Maker::Image(timescale::chunks)),
+    ("compression_settings", Maker::Image(timescale::compression_settings)),
+    ("data_nodes", Maker::Image(timescale::data_nodes)),
+    ("dimensions", Maker::Image(timescale::dimensions)),
+    ("hypertables", Maker::Image(timescale::hypertables)),
 ];
-const CATALOG_TABLES: &[View] = &[("chunk", timescale::chunk_catalog)];
+const CATALOG_TABLES: &[View] = &[("chunk", Maker::Image(timescale::chunk_catalog))];
+const EXPERIMENTAL: &[View] =
+    &[("chunk_replication_status", Maker::Image(cluster::chunk_replication_status))];
 const INFORMATION: &[View] = &[
-    ("columns", information::columns),
-    ("schemata", information::schemata),
-    ("tables", information::tables),
+    ("columns", Maker::Image(information::columns)),
+    ("schemata", Maker::Image(information::schemata)),
+    ("tables", Maker::Image(information::tables)),
+];
+const CLUSTER: &[View] = &[
+    ("joins", Maker::Cluster(cluster::joins)),
+    ("moves", Maker::Cluster(cluster::moves)),
+    ("nodes", Maker::Cluster(cluster::nodes)),
+    ("rebalancing", Maker::Cluster(cluster::rebalancing)),
+    ("replicas", Maker::Cluster(cluster::replicas)),
 ];
 
 /// A schema of views.
 struct Views {
+    source: Arc<dyn CatalogWriter>,
     image: Arc<Image>,
     views: &'static [View],
 }
@@ -69,8 +101,14 @@ impl SchemaProvider for Views {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
-        let view = self.views.iter().find(|(known, _)| *known == name);
-        view.map(|(_, rows)| rows(&self.image).into_table()).transpose()
+        let Some((_, maker)) = self.views.iter().find(|(known, _)| *known == name) else {
+            return Ok(None);
+        };
+        let rows = match maker {
+            Maker::Image(rows) => rows(&self.image),
+            Maker::Cluster(rows) => rows(&self.image, &self.source.status().await),
+        };
+        rows.into_table().map(Some)
     }
 
     fn table_exist(&self, name: &str) -> bool {

@@ -11,14 +11,17 @@ use super::rows::{
     Rows, Value,
 };
 
-fn hypertables_of(image: &Image) -> impl Iterator<Item = (&Table, &Hypertable)> {
+pub(super) fn hypertables_of(image: &Image) -> impl Iterator<Item = (&Table, &Hypertable)> {
     image.catalog.tables().filter_map(|table| match &table.kind {
         TableKind::Hypertable(hypertable) => Some((table, hypertable)),
         TableKind::Reference => None,
     })
 }
 
-fn node_names(image: &Image, nodes: impl Iterator<Item = hypertide_proto::ids::NodeId>) -> Value {
+pub(super) fn node_names(
+    image: &Image,
+    nodes: impl Iterator<Item = hypertide_proto::ids::NodeId>,
+) -> Value {
     let mut names: Vec<String> = nodes
         .filter_map(|node| image.catalog.data_node(node))
         .map(|node| node.name.clone())

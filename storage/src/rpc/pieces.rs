@@ -32,7 +32,7 @@ pub(crate) fn hash_bytes(hash: u128) -> bytes::Bytes {
     hash.to_be_bytes().to_vec().into()
 }
 
-fn wire_point(point: Point) -> messages::ChunkPoint {
+pub(crate) fn wire_point(point: Point) -> messages::ChunkPoint {
     let Point { csn, chain, rows } = point;
     messages::ChunkPoint { csn: csn.0, chain: hash_bytes(chain), rows }
 }

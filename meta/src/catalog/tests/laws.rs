@@ -17,8 +17,8 @@ use proptest::{collection::vec, option, prelude::*};
 use super::Kept;
 use crate::{
     catalog::{
-        Changes, Command, CommitPart, CommitRecord, Detach, Held, HypertableSpec, Order, Outcome,
-        Rule, TableKind, apply::Step, retention::SETTLED_KEPT_MS,
+        Block, Changes, Command, CommitPart, CommitRecord, Detach, Held, HypertableSpec, Order,
+        Outcome, Rule, TableKind, apply::Step, retention::SETTLED_KEPT_MS,
     },
     placement,
 };
@@ -118,8 +118,10 @@ fn nodes() -> impl Strategy<Value = Command> {
         rid: Rid { node: NodeId(node), incarnation: Incarnation(incarnation) },
         disk: DiskId([disk; 16]),
     });
-    let block = (1u64..5, any::<bool>())
-        .prop_map(|(node, block)| Command::BlockNewChunks { node: NodeId(node), block });
+    let block = (1u64..5, option::of(table()), any::<bool>(), any::<bool>());
+    let block = block.prop_map(|(node, table, block, force)| {
+        Command::BlockNewChunks(Block { node: NodeId(node), table, block, force })
+    });
     prop_oneof![2 => access, 8 => data, 4 => block, 1 => reset, 3 => spreading()]
 }
 
@@ -386,7 +388,8 @@ fn a_stopped_clock_and_one_set_back_do_not_turn_log_time_back() {
     kept.at_ms = 5_000;
     kept.apply(&Command::Abort { txn: TxnId::default() }).unwrap_err();
     assert_eq!(kept.catalog.time_ms(), 0, "a reject changes nothing");
-    let register = Command::BlockNewChunks { node: NodeId(1), block: true };
+    let block = Block { node: NodeId(1), table: None, block: true, force: true };
+    let register = Command::BlockNewChunks(block);
     kept.apply(&register).unwrap();
     kept.at_ms = 1_000;
     kept.apply(&register).unwrap();

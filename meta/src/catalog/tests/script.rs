@@ -18,7 +18,7 @@ use test_each_file::test_each_path;
 
 use super::{Kept, replicas};
 use crate::catalog::{
-    Changes, Chunk, ChunkState, Command, CommitPart, CommitRecord, DataNode, HypertableSpec,
+    Block, Changes, Chunk, ChunkState, Command, CommitPart, CommitRecord, DataNode, HypertableSpec,
     Joiner, apply::Step,
 };
 
@@ -176,8 +176,12 @@ fn data_definition(
         }
         ("drop", names) => Command::DropTables { tables: script.tables(names)? },
         ("truncate", names) => Command::TruncateTables { tables: script.tables(names)? },
-        ("block", [node]) => Command::BlockNewChunks { node: NodeId(id(node, "n")?), block: true },
-        ("allow", [node]) => Command::BlockNewChunks { node: NodeId(id(node, "n")?), block: false },
+        ("block" | "allow", [node, tables @ ..]) => {
+            let table = tables.first().map(|table| script.table(table)).transpose()?;
+            let force = args.take_key("force") != Some("false");
+            let node = NodeId(id(node, "n")?);
+            Command::BlockNewChunks(Block { node, table, block: name == "block", force })
+        }
         _ => return Ok(None),
     }))
 }

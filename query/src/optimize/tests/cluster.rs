@@ -255,7 +255,7 @@ impl Cluster {
     pub(super) async fn session(&self, pushdown: bool) -> SessionContext {
         let image = self.engine.catalog.barrier(soon()).await.expect("a barrier");
         let snapshot = Snapshot { csn: image.snapshot(), image, own: None };
-        let choices = Choices { zone: "UTC", pushdown };
+        let choices = Choices { zone: "UTC", pushdown, hedged: true };
         let session = chosen_context(&self.engine, choices, &snapshot, soon()).expect("a session");
         // Plans are compared as text: they must not depend on the machine.
         let state = session.state_ref();
