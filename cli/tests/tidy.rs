@@ -23,15 +23,16 @@ const OWN_DEPENDENCIES: [(&str, &[&str]); 6] = [
 ];
 
 /// Crates that only these of ours may name in their manifest.
-const DOORS: [(&str, &[&str]); 10] = [
+const DOORS: [(&str, &[&str]); 11] = [
     ("openraft", &["meta"]),
     ("redb", &["meta", "storage"]),
     ("zstd", &["storage"]),
     ("datafusion", &["query"]),
     ("datafusion-proto", &["query"]),
     ("pgwire", &["query"]),
-    // The command line's own client.
-    ("arrow-flight", &["query", "cli"]),
+    // The command line's own client, and the harness's.
+    ("arrow-flight", &["query", "cli", "jepsen"]),
+    ("adya", &["jepsen"]),
     ("clap", &["cli", "jepsen"]),
     ("anyhow", &["cli", "jepsen"]),
     ("prost", &["proto", "query"]),
@@ -58,7 +59,7 @@ const FILE_DOORS: [(&str, &str, &[&str]); 3] = [
 ];
 
 /// Files that are functions of their input alone: each ends with `/` for a directory.
-const PURE: [&str; 11] = [
+const PURE: [&str; 16] = [
     "proto/src/",
     "meta/src/catalog/",
     "meta/src/placement.rs",
@@ -70,6 +71,11 @@ const PURE: [&str; 11] = [
     "query/src/prune.rs",
     "query/src/route.rs",
     "query/src/ingest/split.rs",
+    "jepsen/src/seed.rs",
+    "jepsen/src/history.rs",
+    "jepsen/src/workload/",
+    "jepsen/src/checker/",
+    "jepsen/src/nemesis/plan.rs",
 ];
 
 /// Files below the pure ones that have a part in input or output.

@@ -206,7 +206,7 @@ pub struct Session {
     /// Whether a COPY holds the writer of the block, which is not to go on without it.
     pub(crate) copying: bool,
     /// Entry of the session's last change, for `hypertide.read_consistency = session`.
-    last_index: u64,
+    pub(crate) last_index: u64,
     pub(crate) number: u32,
 }
 
@@ -457,7 +457,7 @@ impl Session {
         let deadline = self.deadline();
         let ctx = context::session_context(&self.engine, &self.settings, &snapshot, deadline)?;
         crate::pg_catalog::register_pg_catalog(&ctx, &snapshot.image);
-        sql::session_functions::register(self, &ctx);
+        sql::session_functions::register(self, &snapshot, &ctx);
         crate::views::register_views(&ctx, &self.engine.catalog, &snapshot.image)?;
         Ok(Frame { snapshot, ctx, deadline, zone: self.settings.zone() })
     }

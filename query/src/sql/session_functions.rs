@@ -14,12 +14,17 @@ use datafusion::{
     prelude::SessionContext,
 };
 
-use crate::{Error, Session, Settings, session::DATABASE, settings::SERVER_VERSION};
+use crate::{
+    Error, Session, Settings,
+    session::{DATABASE, Snapshot},
+    settings::SERVER_VERSION,
+};
 
 /// Makes the functions known to a statement.
-pub(crate) fn register(session: &Session, ctx: &SessionContext) {
+pub(crate) fn register(session: &Session, snapshot: &Snapshot, ctx: &SessionContext) {
     let text = |text: &str| ScalarValue::Utf8(Some(text.to_owned()));
     let version = format!("PostgreSQL {SERVER_VERSION} on {}", std::env::consts::ARCH);
+    let index = |index: u64| ScalarValue::Int64(i64::try_from(index).ok());
     let pid = ScalarValue::Int32(i32::try_from(session.number).ok());
     for (name, aliases, value) in [
         ("version", &[][..], text(&version)),
@@ -30,6 +35,9 @@ pub(crate) fn register(session: &Session, ctx: &SessionContext) {
         ("pg_is_in_recovery", &[], ScalarValue::Boolean(Some(false))),
         ("inet_server_port", &[], ScalarValue::Int32(None)),
         ("inet_server_addr", &[], ScalarValue::Utf8(None)),
+        // Entries of the log: up to which the statement reads, and where the session's last commit lies.
+        ("hypertide_snapshot", &[], index(snapshot.image.applied)),
+        ("hypertide_last_commit", &[], index(session.last_index)),
     ] {
         ctx.register_udf(ScalarUDF::from(Constant::new(name, aliases, value)));
     }

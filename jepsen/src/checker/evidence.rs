@@ -1,0 +1,89 @@
+//! What the checkers look at: the run, its history, its faults, and what was found when all was over.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{config::Config, history::Op, nemesis::plan::Record};
+
+/// A chunk as one access node's catalog has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct CatalogChunk {
+    /// Its number.
+    pub(crate) id: u64,
+    /// Its name.
+    pub(crate) name: String,
+    /// Its hypertable.
+    pub(crate) table: String,
+    /// The nodes that hold it.
+    pub(crate) nodes: Vec<String>,
+}
+
+/// A replica as its data node has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Replica {
+    /// The chunk's number.
+    pub(crate) chunk: u64,
+    /// The data node.
+    pub(crate) node: String,
+    /// Rows in segments and in memory.
+    pub(crate) rows: u64,
+    /// The last commit that it has.
+    pub(crate) csn: u64,
+    /// Running hash over the commits.
+    pub(crate) chain: Vec<u8>,
+    /// What was found wrong in its file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) faults: Vec<String>,
+}
+
+/// A line of a node's log that is worth a look.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Complaint {
+    /// The node.
+    pub(crate) node: String,
+    /// The line.
+    pub(crate) line: String,
+}
+
+/// What was found when all was over. Kept as `closing.json`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Closing {
+    /// When every fault was healed; the load went on after it.
+    pub(crate) healed_us: u64,
+    /// When the clients were told to stop.
+    pub(crate) stopped_us: u64,
+    /// When every chunk had its replicas again, if it came to that.
+    pub(crate) restored_us: Option<u64>,
+    /// Why it did not.
+    #[serde(default)]
+    pub(crate) not_restored: String,
+    /// Chunks by access node.
+    pub(crate) catalogs: BTreeMap<String, Vec<CatalogChunk>>,
+    /// What the data nodes hold.
+    pub(crate) replicas: Vec<Replica>,
+    /// Panics, errors and warnings in the logs: the first of each node.
+    pub(crate) complaints: Vec<Complaint>,
+    /// Lines of logs that speak of damage found.
+    pub(crate) damage_lines: u64,
+    /// Nodes that did not end when asked to.
+    pub(crate) unstoppable: Vec<String>,
+    /// What could not be looked at.
+    pub(crate) missing: Vec<String>,
+    /// Why there were no network namespaces, when there were none.
+    #[serde(default)]
+    pub(crate) loopback: String,
+}
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Evidence {
+    /// The run.
+    pub(crate) config: Config,
+    /// Operations, in order of their ends.
+    pub(crate) ops: Vec<Op>,
+    /// Faults, in order of their ends.
+    pub(crate) faults: Vec<Record>,
+    /// The end.
+    pub(crate) closing: Closing,
+}

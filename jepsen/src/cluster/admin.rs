@@ -1,0 +1,210 @@
+//! What the harness asks the cluster about itself, through its public endpoints.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::Context;
+use hypertide_proto::wire::{
+    meta::{StatusReply, StatusRequest},
+    storage::{CheckChunkRequest, ChunksRequest},
+};
+use tokio_postgres::{NoTls, SimpleQueryMessage, SimpleQueryRow};
+
+use super::{Cluster, Node, PG, RPC, Role};
+use crate::checker::evidence::{CatalogChunk, Replica};
+
+/// Time for a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// Time for a question.
+const ASK_LIMIT: Duration = Duration::from_secs(30);
+/// Time for a node to tell its status.
+const STATUS_LIMIT: Duration = Duration::from_secs(3);
+/// Time to read all of a chunk's file.
+const CHECK_LIMIT: Duration = Duration::from_secs(60);
+
+/// A connection for questions.
+#[derive(Debug)]
+pub(crate) struct Sql {
+    client: tokio_postgres::Client,
+}
+
+impl Sql {
+    /// Connects to an access node.
+    pub(crate) async fn connect(node: &Node) -> anyhow::Result<Self> {
+        let client = connect(node, CONNECT_LIMIT).await;
+        Ok(Self { client: client.with_context(|| format!("connect to {}", node.name))? })
+    }
+
+    /// Runs statements and gives the rows of all.
+    pub(crate) async fn run(&self, sql: &str) -> anyhow::Result<Vec<SimpleQueryRow>> {
+        self.run_within(sql, ASK_LIMIT).await
+    }
+
+    /// The same with another limit.
+    pub(crate) async fn run_within(
+        &self,
+        sql: &str,
+        limit: Duration,
+    ) -> anyhow::Result<Vec<SimpleQueryRow>> {
+        let answer = tokio::time::timeout(limit, self.client.simple_query(sql)).await;
+        let answer = answer.with_context(|| format!("{sql} took over {limit:?}"))?;
+        let messages = answer.map_err(|error| in_words(&error)).with_context(|| sql.to_owned())?;
+        let rows = messages.into_iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        Ok(rows.collect())
+    }
+}
+
+/// Connects to the PostgreSQL endpoint of a node.
+pub(crate) async fn connect(
+    node: &Node,
+    limit: Duration,
+) -> Result<tokio_postgres::Client, anyhow::Error> {
+    let mut settings = tokio_postgres::Config::new();
+    settings.host(node.ip.to_string()).port(PG).user("hypertide").dbname("hypertide");
+    let connected = tokio::time::timeout(limit, settings.connect(NoTls)).await;
+    let (client, connection) = connected.context("no answer")??;
+    tokio::spawn(async move {
+        // The client is told of every failure by its own calls.
+        connection.await.ok();
+    });
+    Ok(client)
+}
+
+/// The server's words, without the layers around them.
+pub(crate) fn in_words(error: &tokio_postgres::Error) -> anyhow::Error {
+    match error.as_db_error() {
+        Some(error) => anyhow::anyhow!("{}: {}", error.code().code(), error.message()),
+        None => anyhow::anyhow!("{error}"),
+    }
+}
+
+impl Cluster {
+    /// The status as one access node knows it.
+    pub(crate) async fn status_at(&self, node: &Node) -> anyhow::Result<StatusReply> {
+        let mut client = self.channels.meta(&node.address(RPC))?;
+        let ask = client.status(StatusRequest { forwarded: false });
+        let reply = tokio::time::timeout(STATUS_LIMIT, ask).await.context("no status in time")?;
+        Ok(reply?.into_inner())
+    }
+
+    /// The status by the first access node that names a leader.
+    pub(crate) async fn status(&self) -> anyhow::Result<StatusReply> {
+        let mut last = anyhow::anyhow!("there is no access node");
+        for node in self.of(Role::Access).filter(|node| node.state().is_some_and(|s| s != 'T')) {
+            match self.status_at(node).await {
+                Ok(status) if !status.leader.is_empty() => return Ok(status),
+                Ok(_) => last = anyhow::anyhow!("{} knows no leader", node.name),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The name of the leader.
+    pub(crate) async fn leader(&self) -> anyhow::Result<String> {
+        Ok(self.status().await?.leader)
+    }
+
+    /// A connection to any access node that answers.
+    pub(crate) async fn sql(&self) -> anyhow::Result<Sql> {
+        let mut last = anyhow::anyhow!("there is no access node");
+        for node in self.of(Role::Access).filter(|node| node.state().is_some_and(|s| s != 'T')) {
+            match Sql::connect(node).await {
+                Ok(sql) => return Ok(sql),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// The chunks as the catalog has them.
+    pub(crate) async fn chunks(&self, sql: &Sql) -> anyhow::Result<Vec<CatalogChunk>> {
+        let query = "SELECT chunk_id, chunk_name, hypertable_name, \
+                     array_to_string(data_nodes, ',') FROM timescaledb_information.chunks";
+        let rows = sql.run(query).await?;
+        let chunk = |row: &SimpleQueryRow| {
+            let text = |at| row.try_get(at).ok().flatten().unwrap_or_default().to_owned();
+            Some(CatalogChunk {
+                id: text(0).parse().ok()?,
+                name: text(1),
+                table: text(2),
+                nodes: text(3).split(',').filter(|n| !n.is_empty()).map(str::to_owned).collect(),
+            })
+        };
+        let mut chunks: Vec<CatalogChunk> = rows.iter().filter_map(chunk).collect();
+        chunks.sort();
+        Ok(chunks)
+    }
+
+    /// Whether every chunk has at least `wanted` replicas and no copy is under way; in words if not.
+    pub(crate) async fn redundant(&self, wanted: usize) -> anyhow::Result<Result<(), String>> {
+        let status = self.status().await?;
+        let moving = status.transfers.iter().find(|t| t.phase == "copying" || t.phase == "joining");
+        if let Some(transfer) = moving {
+            let words = format!("chunk {} is being copied ({})", transfer.chunk, transfer.reason);
+            return Ok(Err(words));
+        }
+        let down =
+            status.nodes.iter().find(|node| node.state != "up" && node.membership != "drained");
+        if let Some(node) = down {
+            return Ok(Err(format!("{} is {}", node.name, node.state)));
+        }
+        let chunks = self.chunks(&self.sql().await?).await?;
+        let short = chunks.iter().find(|chunk| chunk.nodes.len() < wanted);
+        Ok(short
+            .map_or(Ok(()), |chunk| Err(format!("chunk {} has only {:?}", chunk.id, chunk.nodes))))
+    }
+
+    /// What every data node holds; with `check`, every file is read in full.
+    pub(crate) async fn replicas(&self, check: bool) -> anyhow::Result<Vec<Replica>> {
+        let status = self.status().await?;
+        let mut found = Vec::new();
+        for node in self.of(Role::Data).filter(|node| node.alive()) {
+            let mut client = self.channels.storage(&node.address(RPC))?;
+            let request = ChunksRequest { cluster: status.cluster.clone(), chunks: Vec::new() };
+            let reply = tokio::time::timeout(ASK_LIMIT, client.chunks(request)).await;
+            let reply = reply.with_context(|| format!("ask {}", node.name))??.into_inner();
+            for report in reply.chunks {
+                let faults = match check {
+                    true => self.faults(node, &status.cluster, report.chunk).await?,
+                    false => Vec::new(),
+                };
+                found.push(Replica {
+                    chunk: report.chunk,
+                    node: node.name.clone(),
+                    rows: report.rows,
+                    csn: report.applied_csn,
+                    chain: report.chain.to_vec(),
+                    faults,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    async fn faults(&self, node: &Node, cluster: &[u8], chunk: u64) -> anyhow::Result<Vec<String>> {
+        let mut client = self.channels.storage(&node.address(RPC))?;
+        let request = CheckChunkRequest { cluster: cluster.to_vec().into(), chunk };
+        let reply = tokio::time::timeout(CHECK_LIMIT, client.check_chunk(request)).await;
+        let reply = reply.with_context(|| format!("check chunk {chunk} at {}", node.name))?;
+        Ok(match reply {
+            Ok(reply) => {
+                let faults = reply.into_inner().faults.into_iter();
+                faults.map(|fault| fault.what).collect()
+            }
+            Err(status) => vec![status.message().to_owned()],
+        })
+    }
+
+    /// Chunks of every access node's catalog.
+    pub(crate) async fn catalogs(&self) -> anyhow::Result<BTreeMap<String, Vec<CatalogChunk>>> {
+        let mut catalogs = BTreeMap::new();
+        for node in self.of(Role::Access) {
+            let sql = Sql::connect(node).await?;
+            catalogs.insert(node.name.clone(), self.chunks(&sql).await?);
+        }
+        Ok(catalogs)
+    }
+}
