@@ -111,11 +111,17 @@ pub(crate) struct Loaded {
     pub(crate) elapsed: Duration,
 }
 
+impl Loaded {
+    /// How fast it was.
+    #[expect(clippy::cast_precision_loss, reason = "it is for people to read")]
+    pub(crate) fn rows_per_second(&self) -> f64 {
+        self.rows as f64 / self.elapsed.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+}
+
 impl std::fmt::Display for Loaded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let seconds = self.elapsed.as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "it is for people to read")]
-        let rate = self.rows as f64 / seconds.max(f64::MIN_POSITIVE);
+        let (seconds, rate) = (self.elapsed.as_secs_f64(), self.rows_per_second());
         write!(f, "{} rows in {seconds:.3} s, {rate:.0} rows/s", self.rows)
     }
 }
@@ -126,22 +132,40 @@ pub(crate) async fn load(
     table: &str,
     sending: &Sending,
 ) -> anyhow::Result<Loaded> {
-    if sending.batch.is_none() && sending.clients > 1 {
-        return Err(usage("several clients need --batch: one COPY goes over one connection"));
-    }
-    let address = sending.address().await?;
+    check_clients(sending)?;
     let start = Instant::now();
     let bar = progress(source.bytes);
     source.input = Box::new(bar.wrap_read(source.input));
-    let (batches, statement) = match read_batches(source, table, sending).await {
-        Ok(reading) => reading,
-        Err(error) => return Err(error),
-    };
+    let table = table.to_owned();
+    let taken = sending.clone();
+    let reading = tokio::task::spawn_blocking(move || read_batches(source, &table, &taken));
+    let (batches, statement) = reading.await.context("the reader ended unexpectedly")??;
+    let rows = send_all(batches, &statement, sending, &bar).await?;
+    bar.finish_and_clear();
+    Ok(Loaded { rows, elapsed: start.elapsed() })
+}
+
+/// Refuses several clients with nothing to share among them.
+pub(crate) fn check_clients(sending: &Sending) -> anyhow::Result<()> {
+    if sending.batch.is_none() && sending.clients > 1 {
+        return Err(usage("several clients need --batch: one COPY goes over one connection"));
+    }
+    Ok(())
+}
+
+/// Sends batches over all connections; gives the rows that were acknowledged.
+pub(crate) async fn send_all(
+    batches: Batches,
+    statement: &str,
+    sending: &Sending,
+    bar: &ProgressBar,
+) -> anyhow::Result<u64> {
+    let address = sending.address().await?;
     let batches = Arc::new(Mutex::new(batches));
     let mut clients = JoinSet::new();
     for _ in 0..sending.clients {
         let client = connect(&address).await?;
-        clients.spawn(send(client, statement.clone(), Arc::clone(&batches), bar.clone()));
+        clients.spawn(send(client, statement.to_owned(), Arc::clone(&batches), bar.clone()));
     }
     let mut rows = 0;
     while let Some(sent) = clients.join_next().await {
@@ -153,8 +177,7 @@ pub(crate) async fn load(
             Err(error) => return Err(error),
         }
     }
-    bar.finish_and_clear();
-    Ok(Loaded { rows, elapsed: start.elapsed() })
+    Ok(rows)
 }
 
 fn progress(bytes: Option<u64>) -> ProgressBar {
@@ -183,10 +206,11 @@ pub(crate) async fn connect(address: &str) -> anyhow::Result<tokio_postgres::Cli
 
 /// A COPY's data: pieces of CSV, and whether more of the same COPY follow.
 type Batch = mpsc::Receiver<Bytes>;
-type Batches = mpsc::Receiver<anyhow::Result<Batch>>;
+/// All COPYs of a load.
+pub(crate) type Batches = mpsc::Receiver<anyhow::Result<Batch>>;
 
-/// Starts reading; gives the batches and the statement that each is sent with.
-async fn read_batches(
+/// Reads the header and starts reading the rest; gives the batches and the statement that each is sent with.
+pub(crate) fn read_batches(
     mut source: Source,
     table: &str,
     sending: &Sending,

@@ -142,8 +142,8 @@ impl Generator {
     }
 }
 
-/// Statements that make the table.
-pub(crate) fn create_table(table: &str) -> [String; 2] {
+/// Statements that make the table, as one that has this many replicas when a number is given.
+pub(crate) fn create_table(table: &str, replicas: Option<u8>) -> [String; 2] {
     let tags: Vec<String> = TAGS.iter().map(|tag| format!("{tag} text")).collect();
     let metrics: Vec<String> =
         METRICS.iter().map(|metric| format!("{metric} double precision")).collect();
@@ -152,9 +152,11 @@ pub(crate) fn create_table(table: &str) -> [String; 2] {
         tags.join(", "),
         metrics.join(", ")
     );
+    let replicas =
+        replicas.map_or_else(String::new, |count| format!(", replication_factor => {count}"));
     let distribute = format!(
         "SELECT * FROM create_distributed_hypertable('{table}', 'time', 'hostname', \
-         chunk_time_interval => INTERVAL '12 hours', if_not_exists => true)"
+         chunk_time_interval => INTERVAL '12 hours', if_not_exists => true{replicas})"
     );
     [create, distribute]
 }

@@ -1,12 +1,6 @@
-//! `bench gen`: rows as CSV.
+//! The rows as CSV.
 
-use std::{
-    fs::File,
-    io::{self, Read, Write},
-    path::PathBuf,
-};
-
-use anyhow::Context;
+use std::io::{self, Read, Write};
 
 use super::cpu::{Generator, METRICS, Row, Shape, TAGS};
 
@@ -14,33 +8,6 @@ use super::cpu::{Generator, METRICS, Row, Shape, TAGS};
 const ROW_BYTES: usize = 512;
 /// Rows are written out in pieces of about this size.
 const PIECE_BYTES: usize = 256 << 10;
-
-/// Options of the verb.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    shape: Shape,
-    /// The file [default: standard output].
-    #[arg(long, short)]
-    output: Option<PathBuf>,
-}
-
-/// Writes the rows, with a header.
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let mut rows = CsvRows::new(&args.shape);
-    let copied = match &args.output {
-        None => io::copy(&mut rows, &mut io::stdout().lock()),
-        Some(path) => {
-            let file = File::create(path).with_context(|| format!("make {}", path.display()))?;
-            io::copy(&mut rows, &mut io::BufWriter::new(file))
-        }
-    };
-    match copied {
-        // The reader has all it wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        copied => copied.map(drop).context("write the rows"),
-    }
-}
 
 /// The rows as text that can be read, a header first.
 #[derive(Debug)]
