@@ -3,6 +3,9 @@
 //! A payload is an Arrow IPC stream of one or more record batches of one schema, zstd compressed as a whole. The
 //! buffers of decoded batches all lie in the one decompressed stream: nothing is copied.
 //!
+//! Texts may travel, and stay in memory, as a dictionary with 16-bit keys ([`texts_type`]): the tags of a metric take two
+//! bytes a row instead of a dozen, on the wire, in the journal and in memory. [`plain_schema`] says what they are.
+//!
 //! Payloads come over the network. `batch/ipc.rs` checks every claim in a stream before Arrow acts on it, since Arrow's
 //! reader panics on what it does not expect; only column types of `hypertide_proto::schema` pass.
 
@@ -10,8 +13,11 @@ mod ipc;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use arrow::{
     array::RecordBatch,
+    datatypes::{DataType, Schema, SchemaRef},
     error::ArrowError,
     ipc::writer::{IpcWriteOptions, StreamWriter},
 };
@@ -24,6 +30,8 @@ use crate::{Error, codec};
 pub const DECODED_BYTES_MAX: usize = 256 << 20;
 /// Most rows of a payload.
 pub const ROWS_MAX: usize = 1 << 24;
+/// Most entries of a dictionary: as many as 16-bit keys can tell apart.
+pub const DICTIONARY_ENTRIES_MAX: usize = 1 << 16;
 
 const _: () = assert!(DECODED_BYTES_MAX <= u32::MAX as usize);
 const _: () = assert!(ROWS_MAX <= u32::MAX as usize);
@@ -41,6 +49,39 @@ pub struct Encoded {
     pub payload: Bytes,
     /// Size after decompression.
     pub decoded_bytes: u32,
+}
+
+/// The type of texts that are kept as a dictionary.
+#[must_use]
+pub fn texts_type() -> DataType {
+    DataType::Dictionary(Box::new(DataType::UInt16), Box::new(DataType::Utf8))
+}
+
+/// Whether columns of the type can travel.
+fn supports(data_type: &DataType) -> bool {
+    codec::supports(data_type) || *data_type == texts_type()
+}
+
+/// The type of a column as its table has it: without a dictionary.
+#[must_use]
+pub fn plain_type(data_type: &DataType) -> &DataType {
+    match data_type {
+        DataType::Dictionary(_, values) => values,
+        other => other,
+    }
+}
+
+/// The schema of rows as their table has it: without dictionaries.
+#[must_use]
+pub fn plain_schema(schema: &SchemaRef) -> SchemaRef {
+    if !schema.fields().iter().any(|field| matches!(field.data_type(), DataType::Dictionary(..))) {
+        return Arc::clone(schema);
+    }
+    let fields = schema.fields().iter().map(|field| {
+        let plain = plain_type(field.data_type()).clone();
+        field.as_ref().clone().with_data_type(plain)
+    });
+    Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone()))
 }
 
 /// Encodes a batch. Fails when it has more rows or bytes than a payload may, or a type that no table has: the
@@ -84,7 +125,7 @@ fn check(batch: &RecordBatch) -> Result<(), Error> {
         return Err(Error::Invalid(format!("a batch of {rows} rows is larger than {ROWS_MAX}")));
     }
     for field in batch.schema_ref().fields() {
-        if !codec::supports(field.data_type()) {
+        if !supports(field.data_type()) {
             let (name, data_type) = (field.name(), field.data_type());
             let what = format!("column \"{name}\": rows cannot have the type {data_type}");
             return Err(Error::Invalid(what));

@@ -12,7 +12,7 @@ use arrow::{
     datatypes::{
         ArrowDictionaryKeyType, ArrowNativeType, BinaryType, ByteArrayType, DataType, Date32Type,
         Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
-        TimestampMicrosecondType, Utf8Type,
+        TimestampMicrosecondType, UInt16Type, Utf8Type,
     },
 };
 use hypertide_proto::predicate::{Test, Value, Zone};
@@ -86,6 +86,9 @@ fn compare(test: &Test, array: &dyn Array) -> Option<BooleanBuffer> {
         DataType::Boolean => booleans(test, array),
         DataType::Dictionary(key, _) if **key == DataType::Int32 => {
             dictionary::<Int32Type>(test, array)
+        }
+        DataType::Dictionary(key, _) if **key == DataType::UInt16 => {
+            dictionary::<UInt16Type>(test, array)
         }
         _ => None,
     }

@@ -56,6 +56,7 @@ mod recover;
 pub(crate) mod scrub;
 pub(crate) mod sort;
 mod stop;
+mod texts;
 pub(crate) mod transfer;
 
 use admit::decode_parts;

@@ -29,7 +29,12 @@ use hypertide_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, batch::Encoded, exact, segment::Segment};
+use crate::{
+    Error,
+    batch::{self, Encoded},
+    exact,
+    segment::Segment,
+};
 
 const MAGIC: [u8; 4] = *b"HTdl";
 const VERSION: u8 = 1;
@@ -113,7 +118,7 @@ impl Tombstone {
             let possible = match &term.test {
                 Test::IsNull => true,
                 Test::IsNotNull => !absent,
-                test => !absent && fits(test, array.data_type()),
+                test => !absent && fits(test, batch::plain_type(array.data_type())),
             };
             if !possible {
                 return Ok(BooleanBuffer::new_unset(rows));

@@ -2,22 +2,27 @@
 //!
 //! ```text
 //! message  0xffffffff u32 | length of the metadata u32 | metadata, a flatbuffer | body
-//! stream   a message with a schema | messages with record batches | 0xffffffff u32 | 0 u32
+//! stream   a message with a schema | messages with dictionaries and record batches | 0xffffffff u32 | 0 u32
 //! ```
+//!
+//! A dictionary stands before the first batch whose column has it, and counts until another takes its place.
 
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::RecordBatch,
+    array::{Array, ArrayRef, RecordBatch},
     buffer::Buffer,
-    datatypes::{DataType, SchemaRef},
+    datatypes::{DataType, Field, Schema, SchemaRef},
     ipc::{self, convert::fb_to_schema, reader::read_record_batch},
 };
 use hypertide_proto::schema::COLUMNS_MAX;
 
-use crate::codec;
+use super::DICTIONARY_ENTRIES_MAX;
 
 const CONTINUATION: u32 = u32::MAX;
+
+/// Dictionaries by the number that the fields of the schema have for them.
+type Dictionaries = HashMap<i64, ArrayRef>;
 
 /// What is wrong with a stream, in words.
 type Wrong = String;
@@ -27,10 +32,18 @@ pub(super) fn read(stream: Buffer, rows_max: usize) -> Result<Vec<RecordBatch>, 
     let mut messages = Messages { rest: stream };
     let first = messages.next()?.ok_or("there is no schema")?;
     let schema = read_schema(&first)?;
-    let mut batches = Vec::new();
+    let texts = Arc::new(Schema::new(vec![Field::new("", DataType::Utf8, true)]));
+    let (mut batches, mut dictionaries) = (Vec::new(), Dictionaries::new());
     let mut rows_left = rows_max;
     while let Some(next) = messages.next()? {
-        let batch = read_batch(&next, &schema, rows_left)?;
+        if let Some(dictionary) = next.root()?.header_as_dictionary_batch() {
+            let values = read_dictionary(&next, dictionary, &texts)?;
+            dictionaries.insert(dictionary.id(), values);
+            continue;
+        }
+        let root = next.root()?;
+        let batch = root.header_as_record_batch().ok_or("a message is neither schema nor rows")?;
+        let batch = read_batch(&next, batch, (&schema, &dictionaries), rows_left)?;
         rows_left -= batch.num_rows();
         batches.push(batch);
     }
@@ -113,15 +126,18 @@ fn read_schema(message: &Message) -> Result<SchemaRef, Wrong> {
         }
     }
     let schema = fb_to_schema(schema);
-    debug_assert!(schema.fields().iter().all(|field| codec::supports(field.data_type())));
+    debug_assert!(schema.fields().iter().all(|field| super::supports(field.data_type())));
     Ok(Arc::new(schema))
 }
 
 /// Whether a field has one of the types of tables, so that Arrow converts it without a panic.
 fn known(field: &ipc::Field<'_>) -> bool {
-    if field.dictionary().is_some() || field.children().is_some_and(|children| !children.is_empty())
-    {
+    if field.children().is_some_and(|children| !children.is_empty()) {
         return false;
+    }
+    if let Some(dictionary) = field.dictionary() {
+        let keys = |keys: ipc::Int<'_>| !keys.is_signed() && keys.bitWidth() == 16;
+        return dictionary.indexType().is_some_and(keys) && field.type_as_utf_8().is_some();
     }
     let known = match field.type_type() {
         ipc::Type::Int => {
@@ -149,13 +165,31 @@ fn known(field: &ipc::Field<'_>) -> bool {
     known.unwrap_or(false)
 }
 
+/// The entries of a dictionary, which replace those that had its number.
+fn read_dictionary(
+    message: &Message,
+    dictionary: ipc::DictionaryBatch<'_>,
+    texts: &SchemaRef,
+) -> Result<ArrayRef, Wrong> {
+    if dictionary.isDelta() {
+        return Err("a dictionary adds to another".to_owned());
+    }
+    let entries = dictionary.data().ok_or("a dictionary has no entries")?;
+    let entries =
+        read_batch(message, entries, (texts, &Dictionaries::new()), DICTIONARY_ENTRIES_MAX)?;
+    match entries.columns().first() {
+        Some(entries) if entries.null_count() == 0 => Ok(Arc::clone(entries)),
+        Some(_) => Err("a dictionary has an entry that is null".to_owned()),
+        None => Err("a dictionary has no entries".to_owned()),
+    }
+}
+
 fn read_batch(
     message: &Message,
-    schema: &SchemaRef,
+    batch: ipc::RecordBatch<'_>,
+    (schema, dictionaries): (&SchemaRef, &Dictionaries),
     rows_max: usize,
 ) -> Result<RecordBatch, Wrong> {
-    let root = message.root()?;
-    let batch = root.header_as_record_batch().ok_or("a message is neither schema nor rows")?;
     if batch.compression().is_some() {
         return Err("the body of a message is compressed".to_owned());
     }
@@ -164,9 +198,9 @@ fn read_batch(
     }
     check_rows(&batch, schema, rows_max)?;
     check_buffers(&batch, schema, message.body.len())?;
-    let (body, version) = (&message.body, root.version());
-    // Arrow validates the rest: offsets, UTF-8, numbers of nulls.
-    read_record_batch(body, batch, Arc::clone(schema), &HashMap::new(), None, &version)
+    let (body, version) = (&message.body, message.root()?.version());
+    // Arrow validates the rest: offsets, UTF-8, numbers of nulls, and that keys are in their dictionary.
+    read_record_batch(body, batch, Arc::clone(schema), dictionaries, None, &version)
         .map_err(|error| error.to_string())
 }
 
@@ -237,6 +271,9 @@ fn buffers_of(data_type: &DataType, node: &ipc::FieldNode) -> [Option<Needed>; 3
             let offsets = if rows == 0 { 0 } else { rows + 1 };
             let bytes_min = offsets * OFFSET_BYTES;
             [validity, Some(Needed { bytes_min, multiple: OFFSET_BYTES }), needed(0)]
+        }
+        DataType::Dictionary(keys, _) => {
+            [validity, needed(rows * keys.primitive_width().unwrap_or(0)), None]
         }
         other => [validity, needed(rows * other.primitive_width().unwrap_or(0)), None],
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, Int64Array, StringArray, UInt64Array, new_null_array},
+    compute::cast,
     datatypes::{DataType, Field, Schema},
     ipc::CompressionType,
 };
@@ -14,6 +15,21 @@ use crate::samples::{batch, batches};
 
 fn stream_of(batch: &RecordBatch) -> Vec<u8> {
     write(batch, 0).expect("it encodes")
+}
+
+/// The same rows, with texts as dictionaries.
+fn with_dictionaries(batch: &RecordBatch) -> RecordBatch {
+    let columns = batch.columns().iter().map(|column| match column.data_type() {
+        DataType::Utf8 => cast(column, &texts_type()).expect("there are few texts"),
+        _ => Arc::clone(column),
+    });
+    let columns: Vec<ArrayRef> = columns.collect();
+    let fields =
+        batch.schema_ref().fields().iter().zip(&columns).map(|(field, column)| {
+            field.as_ref().clone().with_data_type(column.data_type().clone())
+        });
+    let schema = Schema::new(fields.collect::<Vec<_>>());
+    RecordBatch::try_new(Arc::new(schema), columns).expect("the columns fit")
 }
 
 fn small() -> RecordBatch {
@@ -51,6 +67,22 @@ proptest! {
     }
 
     #[test]
+    fn dictionaries_survive_and_are_plain_texts_to_others(rows in batches(0..40)) {
+        let rows = with_dictionaries(&rows);
+        prop_assert_ne!(&plain_schema(rows.schema_ref()), rows.schema_ref());
+        let encoded = encode(&rows)?;
+        let back = decode(&encoded.payload, encoded.decoded_bytes)?;
+        prop_assert_eq!(back.len(), 1);
+        let plain = plain_schema(rows.schema_ref());
+        for (position, field) in plain.fields().iter().enumerate() {
+            let [sent, came] = [&rows, &back[0]].map(|rows| {
+                cast(rows.column(position), field.data_type()).expect("texts are texts")
+            });
+            prop_assert_eq!(&sent, &came);
+        }
+    }
+
+    #[test]
     fn a_slice_travels_without_the_rest(rows in batches(20..40), start in 0usize..20) {
         let part = rows.slice(start, 3.min(rows.num_rows() - start));
         let encoded = encode(&part)?;
@@ -81,7 +113,9 @@ proptest! {
         rows in batches(0..4),
         damage in proptest::collection::vec((any::<Index>(), any::<u8>()), 1..4),
         cut: Option<Index>,
+        dictionaries: bool,
     ) {
+        let rows = if dictionaries { with_dictionaries(&rows) } else { rows };
         let mut stream = stream_of(&rows);
         for (at, byte) in damage {
             let at = at.index(stream.len());
@@ -104,9 +138,36 @@ fn every_byte_of_a_stream_may_be_anything() {
     let numbers = arrow::array::Decimal128Array::from(vec![Some(7), None, Some(-1)]);
     let flags = arrow::array::BooleanArray::from(vec![Some(true), None, Some(false)]);
     let columns: [(&str, ArrayRef); 2] = [("n", Arc::new(numbers)), ("f", Arc::new(flags))];
-    for stream in [stream_of(&small()), stream_of(&batch(columns.into_iter()))] {
+    let texts = stream_of(&with_dictionaries(&small()));
+    for stream in [stream_of(&small()), stream_of(&batch(columns.into_iter())), texts] {
         every_byte_may_be_anything(&stream);
     }
+}
+
+#[test]
+fn batches_of_one_payload_may_share_a_dictionary() {
+    let rows = with_dictionaries(&small());
+    let halves = [rows.slice(0, 1), rows.slice(1, 2)];
+    let mut writer = StreamWriter::try_new(Vec::new(), rows.schema_ref()).expect("it encodes");
+    halves.iter().for_each(|half| writer.write(half).expect("it encodes"));
+    let stream = writer.into_inner().expect("it encodes");
+    let dictionaries = stream.windows(6).filter(|bytes| *bytes == "Größ".as_bytes()).count();
+    assert_eq!(dictionaries, 1);
+    assert_eq!(decode_stream(&stream).expect("it is whole"), halves);
+}
+
+#[test]
+fn dictionaries_that_no_sender_makes_are_refused() {
+    let texts = StringArray::from(vec![Some("a"), None]);
+    let keys = arrow::array::UInt16Array::from(vec![0, 1]);
+    let nulls = arrow::array::DictionaryArray::new(keys, Arc::new(texts));
+    let columns: [(&str, ArrayRef); 1] = [("text", Arc::new(nulls))];
+    let stream = stream_of(&batch(columns.into_iter()));
+    assert!(refusal(decode_stream(&stream)).contains("an entry that is null"));
+    let wide = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8));
+    let wide = cast(&StringArray::from(vec!["a"]), &wide).expect("it is one text");
+    let stream = stream_of(&batch([("text", wide)].into_iter()));
+    assert!(refusal(decode_stream(&stream)).contains("a type that no table has"));
 }
 
 fn every_byte_may_be_anything(stream: &[u8]) {

@@ -19,7 +19,7 @@ use hypertide_proto::{
 
 use super::{OLDER_ROWS_KEY, ScanRequest, ScanStats, Source};
 use crate::{
-    Error, Tombstone, exact,
+    Error, Tombstone, batch, exact,
     segment::{self, Segment},
     store::file::{ChunkFile, segment_error},
     tombstone,
@@ -355,7 +355,7 @@ fn mask_of(rows: usize, ranges: &[Range<usize>]) -> BooleanBuffer {
     bits.finish()
 }
 
-/// The type to decode to: a dictionary of the stored type where that is wanted.
+/// The type to give: a dictionary of the stored type where that is wanted.
 fn wanted_type(field: &Field, stored: &DataType) -> DataType {
     match field.data_type() {
         DataType::Dictionary(key, value) if **key == DataType::Int32 && **value == *stored => {
@@ -403,7 +403,7 @@ fn assemble(
         if stored == wanted {
             continue;
         }
-        if *wanted == wanted_type(field, stored) {
+        if *wanted == wanted_type(field, batch::plain_type(stored)) {
             *array = compute::cast(array, wanted)
                 .map_err(|error| Error::Invalid(format!("chunk {chunk}: {error}")))?;
             continue;
