@@ -8,7 +8,8 @@ use std::{path::PathBuf, process, sync::Arc, time::Duration};
 use anyhow::Context;
 use hypertide_meta::MetaNode;
 use hypertide_proto::client::{
-    CONNECTION_WINDOW_BYTES, Channels, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW_BYTES,
+    CONNECTION_WINDOW_BYTES, Channels, FRAME_BYTES_MAX, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
+    STREAM_WINDOW_BYTES,
 };
 use hypertide_query::{
     Engine, EngineConfig, FragmentService,
@@ -305,6 +306,7 @@ async fn serve_rpc(
     Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .add_routes(routes)

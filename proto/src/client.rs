@@ -23,6 +23,8 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 pub const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// HTTP/2 window of a connection.
 pub const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// Largest HTTP/2 frame: each costs its sender a call of the system. A ping waits for one at most.
+pub const FRAME_BYTES_MAX: u32 = 256 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between two pings over an open connection.
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
@@ -50,6 +52,7 @@ impl Channels {
             .connect_timeout(CONNECT_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES_MAX)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .tcp_nodelay(true);

@@ -1,12 +1,13 @@
 //! Writes one transaction: chunks are found or made, rows are encoded once and prepared on every replica, and one
 //! record commits them.
 //!
-//! Rows are taken in while earlier ones are still on their way, so many at a time that memory stays bounded. Encoded
-//! parts are kept until the end: when the replicas of a chunk change in between, the missing ones are sent again. A
-//! writer that is dropped before it has ended aborts its transaction in the background.
+//! Rows are taken in while earlier ones are still being encoded and on their way, so many at a time that memory stays
+//! bounded. Those of a chunk are gathered to parts of a size worth sending. Encoded parts are kept until the end: when the
+//! replicas of a chunk change in between, the missing ones are sent again. A writer that is dropped before it has ended
+//! aborts its transaction in the background.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,11 +22,12 @@ use hypertide_proto::{
     ids::{ChunkId, Rid, TableId, TxnId, WriteId},
 };
 use hypertide_storage::batch::{Encoded, encode};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::{
     check::check_rows,
     deliver::{Delivery, Shipment, decide, prepare},
+    gather::Gather,
     split::{Group, split},
 };
 use crate::{Engine, Error};
@@ -34,8 +36,10 @@ use crate::{Engine, Error};
 const KEPT_BYTES_MAX: usize = 256 << 20;
 /// Deliveries of one transaction that may be under way.
 const DELIVERIES_MAX: usize = 8;
-/// Rows of a part take about so many bytes at most before they are encoded.
-const PART_BYTES: usize = 8 << 20;
+/// Parts of one transaction that may be encoded at a time.
+const ENCODINGS_MAX: usize = 4;
+/// Rows that wait for others of their chunk take about so many bytes at most.
+const GATHERED_BYTES_MAX: usize = 32 << 20;
 /// Time that the log has to say what became of a transaction whose commit got no answer.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time after which a delivery that does not end is looked at again.
@@ -81,11 +85,17 @@ impl Share {
     }
 }
 
+/// The table and the key of a group: what its chunk is found by.
+type Place = (TableId, Vec<i64>);
+
+/// Rows that wait for others of their chunk.
+type Gathers = BTreeMap<Place, Gather>;
+
 /// What a writer took until some moment, shared with it.
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
     shares: BTreeMap<ChunkId, Share>,
-    found: HashMap<(TableId, Vec<i64>), ChunkId>,
+    found: HashMap<Place, ChunkId>,
     kept_bytes: usize,
 }
 
@@ -95,7 +105,10 @@ pub(crate) struct Writer {
     engine: Arc<Engine>,
     txn: TxnId,
     shares: BTreeMap<ChunkId, Share>,
-    found: HashMap<(TableId, Vec<i64>), ChunkId>,
+    found: HashMap<Place, ChunkId>,
+    gathers: Gathers,
+    /// Parts that are being encoded, in the order of their numbers.
+    encoding: VecDeque<(Place, JoinHandle<Result<Option<Encoded>, Error>>)>,
     under_way: JoinSet<Delivery>,
     failed: Option<Error>,
     kept_bytes: usize,
@@ -114,6 +127,8 @@ impl Writer {
             txn: engine.catalog.begin(),
             shares: BTreeMap::new(),
             found: HashMap::new(),
+            gathers: Gathers::new(),
+            encoding: VecDeque::new(),
             under_way: JoinSet::new(),
             failed: None,
             kept_bytes: 0,
@@ -123,7 +138,7 @@ impl Writer {
         }
     }
 
-    /// All that it took so far, to begin [`Writer::again`] from.
+    /// All that it took up to the last [`Writer::flush`], to begin [`Writer::again`] from.
     pub(crate) fn kept(&self) -> Kept {
         let share = |share: &Share| Share {
             chunk: share.chunk.clone(),
@@ -161,33 +176,56 @@ impl Writer {
     ) -> Result<(), Error> {
         // The statement may take long; each of its steps may not.
         let deadline = deadline.min(Instant::now() + self.engine.config.commit_deadline);
-        let cut = Arc::clone(table);
-        let groups = blocking(move || {
+        let (cut, mut gathers) = (Arc::clone(table), std::mem::take(&mut self.gathers));
+        let (gathers, groups, parts) = blocking(move || {
             check_rows(&cut, &rows)?;
-            split(&cut, &rows)
+            let groups = split(&cut, &rows)?;
+            let parts = gather(&mut gathers, &cut, &rows, &groups)?;
+            Ok((gathers, groups, parts))
         })
         .await?;
+        self.gathers = gathers;
         self.find_chunks(table, &groups, deadline).await?;
-        let groups = groups.into_iter().flat_map(|group| {
-            let key = (table.id, group.key);
-            cut_rows(group.rows).into_iter().map(move |rows| (key.clone(), rows))
-        });
-        let mut encoding = JoinSet::new();
-        for (number, (key, rows)) in groups.enumerate() {
-            encoding.spawn_blocking(move || (number, key, encode(&rows)));
+        for (place, rows) in parts {
+            self.encode(place, move || Ok(Some(encode(&rows)?)));
         }
-        let mut encoded = encoding.join_all().await;
-        encoded.sort_by_key(|(number, ..)| *number);
+        self.send_encoded(ENCODINGS_MAX, deadline).await
+    }
+
+    /// Starts to encode a part.
+    fn encode(
+        &mut self,
+        place: Place,
+        work: impl FnOnce() -> Result<Option<Encoded>, Error> + Send + 'static,
+    ) {
+        self.encoding.push_back((place, tokio::task::spawn_blocking(work)));
+    }
+
+    /// Sends what is encoded, and waits while more than so many parts are not.
+    async fn send_encoded(&mut self, most: usize, deadline: Instant) -> Result<(), Error> {
         let mut fresh: BTreeMap<ChunkId, Vec<u32>> = BTreeMap::new();
-        for (_, key, part) in encoded {
-            let (chunk, number) = self.keep(&key, part?)?;
-            fresh.entry(chunk).or_default().push(number);
+        while let Some((_, work)) = self.encoding.front()
+            && (self.encoding.len() > most || work.is_finished())
+            && let Some((place, work)) = self.encoding.pop_front()
+        {
+            let part = work.await.map_err(|error| Error::of("XX000", error))??;
+            if let Some(part) = part {
+                let (chunk, number) = self.keep(&place, part)?;
+                fresh.entry(chunk).or_default().push(number);
+            }
         }
         self.send_fresh(fresh, deadline).await
     }
 
     /// Waits until all that was taken is durable everywhere, so that the transaction itself can read it.
     pub(crate) async fn flush(&mut self, deadline: Instant) -> Result<(), Error> {
+        for (place, mut gather) in std::mem::take(&mut self.gathers) {
+            self.encode(place, move || match gather.finish()? {
+                Some(rows) => Ok(Some(encode(&rows)?)),
+                None => Ok(None),
+            });
+        }
+        self.send_encoded(0, deadline).await?;
         self.land().await;
         self.cover(deadline).await
     }
@@ -366,7 +404,7 @@ impl Writer {
         Ok(())
     }
 
-    fn take(&mut self, table: &Arc<Table>, key: (TableId, Vec<i64>), chunk: Chunk) {
+    fn take(&mut self, table: &Arc<Table>, key: Place, chunk: Chunk) {
         self.found.insert(key, chunk.id);
         self.shares.entry(chunk.id).or_insert_with(|| Share {
             chunk,
@@ -378,7 +416,7 @@ impl Writer {
     }
 
     /// Keeps an encoded part, and gives its number.
-    fn keep(&mut self, key: &(TableId, Vec<i64>), part: Encoded) -> Result<(ChunkId, u32), Error> {
+    fn keep(&mut self, key: &Place, part: Encoded) -> Result<(ChunkId, u32), Error> {
         self.kept_bytes += part.payload.len();
         if self.kept_bytes > KEPT_BYTES_MAX {
             let limit = KEPT_BYTES_MAX >> 20;
@@ -607,15 +645,27 @@ fn wire_part(share: &Share, number: u32, part: &Encoded) -> hypertide_proto::wir
     }
 }
 
-/// Cuts rows so that no part is much larger than [`PART_BYTES`].
-fn cut_rows(rows: RecordBatch) -> Vec<RecordBatch> {
-    let sizes =
-        rows.columns().iter().map(|array| array.to_data().get_slice_memory_size().unwrap_or(0));
-    let bytes: usize = sizes.sum();
-    let count = rows.num_rows();
-    let pieces = bytes.div_ceil(PART_BYTES).max(1);
-    let length = count.div_ceil(pieces).max(1);
-    (0..count).step_by(length).map(|start| rows.slice(start, length.min(count - start))).collect()
+/// Puts rows to those that wait; gives the parts that are complete, and all when too much would wait.
+fn gather(
+    gathers: &mut Gathers,
+    table: &Table,
+    rows: &RecordBatch,
+    groups: &[Group],
+) -> Result<Vec<(Place, RecordBatch)>, Error> {
+    let mut parts = Vec::new();
+    for Group { key, rows: positions, .. } in groups {
+        let place = (table.id, key.clone());
+        let gather = gathers.entry(place.clone());
+        let gather = gather.or_insert_with(|| Gather::new(table.columns.to_arrow()));
+        let complete = gather.add(rows, positions)?;
+        parts.extend(complete.into_iter().map(|rows| (place.clone(), rows)));
+    }
+    if gathers.values().map(Gather::bytes).sum::<usize>() > GATHERED_BYTES_MAX {
+        for (place, mut gather) in std::mem::take(gathers) {
+            parts.extend(gather.finish()?.map(|rows| (place, rows)));
+        }
+    }
+    Ok(parts)
 }
 
 /// Runs work that takes a while on a thread that may block.

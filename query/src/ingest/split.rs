@@ -1,4 +1,4 @@
-//! Pure: cuts a record batch into the rows of each chunk.
+//! Pure: finds the rows of each chunk in a record batch.
 //!
 //! The chunk of a row is the slice of its time and the bucket of the hash of each space column. Pruning asks the same
 //! questions of a filter ([`crate::prune`]): both must always agree, or rows would be stored where none looks for them.
@@ -6,11 +6,10 @@
 use std::collections::HashMap;
 
 use arrow::{
-    array::{Array, AsArray, PrimitiveArray, RecordBatch, UInt32Array},
-    compute::take_record_batch,
+    array::{Array, AsArray, PrimitiveArray, RecordBatch},
     datatypes::{
         DataType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type,
-        Int64Type, TimestampMicrosecondType,
+        Int64Type, TimestampMicrosecondType, UInt16Type,
     },
 };
 use hypertide_meta::catalog::{Rule, Table, TableKind};
@@ -22,24 +21,30 @@ use hypertide_proto::{
 use super::check::null_in;
 use crate::Error;
 
+/// Chunks of a batch up to which a row's is found by looking at each: most rows lie in few.
+const NEAR_GROUPS: usize = 16;
+
 /// Rows that lie in one chunk.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     /// Slice number and buckets: equal for rows of one chunk, and only for them.
     pub(crate) key: Vec<i64>,
     /// A point of the chunk, one coordinate per dimension.
     pub(crate) point: Vec<i64>,
-    /// The rows, in the order they came.
-    pub(crate) rows: RecordBatch,
+    /// Positions of the rows in the batch, rising.
+    pub(crate) rows: Vec<u32>,
 }
 
-/// Cuts rows, whose columns are exactly the table's, by chunk. Groups come in the order of their first row.
+/// Groups rows, whose columns are exactly the table's, by chunk. Groups come in the order of their first row.
 pub(crate) fn split(table: &Table, rows: &RecordBatch) -> Result<Vec<Group>, Error> {
-    if rows.num_rows() == 0 {
+    let count = u32::try_from(rows.num_rows());
+    let count = count.map_err(|_| Error::of("54000", "too many rows at once"))?;
+    if count == 0 {
         return Ok(Vec::new());
     }
     let TableKind::Hypertable(hypertable) = &table.kind else {
-        return Ok(vec![Group { key: Vec::new(), point: Vec::new(), rows: rows.clone() }]);
+        let rows = (0..count).collect();
+        return Ok(vec![Group { key: Vec::new(), point: Vec::new(), rows }]);
     };
     let mut coordinates = Vec::with_capacity(hypertable.dimensions.len());
     let mut keys = Vec::with_capacity(hypertable.dimensions.len());
@@ -50,7 +55,7 @@ pub(crate) fn split(table: &Table, rows: &RecordBatch) -> Result<Vec<Group>, Err
         match &dimension.rule {
             Rule::Time { interval, .. } => {
                 let times = times(table, &dimension.column, array.as_ref())?;
-                keys.push(times.iter().map(|time| time.div_euclid((*interval).max(1))).collect());
+                keys.push(slices(&times, (*interval).max(1)));
                 coordinates.push(times);
             }
             Rule::Hash { buckets } => {
@@ -61,7 +66,21 @@ pub(crate) fn split(table: &Table, rows: &RecordBatch) -> Result<Vec<Group>, Err
             }
         }
     }
-    group(rows, &keys, &coordinates)
+    Ok(group(count, &keys, &coordinates))
+}
+
+/// The numbers of the slices that times lie in. Times that follow each other are mostly in the same.
+fn slices(times: &[i64], interval: i64) -> Vec<i64> {
+    let (mut slice, mut start) = (0, 0i64);
+    let number = |time: &i64| {
+        // An overflow is no distance within the interval.
+        if time.checked_sub(start).is_none_or(|after| !(0..interval).contains(&after)) {
+            slice = time.div_euclid(interval);
+            start = slice.saturating_mul(interval);
+        }
+        slice
+    };
+    times.iter().map(number).collect()
 }
 
 /// The points of a time column; NULL and infinity are none.
@@ -130,59 +149,46 @@ fn hashes(array: &dyn Array) -> Result<Vec<i64>, Error> {
         }
         DataType::Boolean => each(array.as_boolean().iter(), |v| hash(HashKey::Bool(*v))),
         DataType::Utf8 => each(array.as_string::<i32>().iter(), |v| hash(HashKey::Text(v))),
+        // Each entry is hashed once.
+        DataType::Dictionary(key, _) if **key == DataType::UInt16 => {
+            let array = array.as_dictionary::<UInt16Type>();
+            let entries = hashes(array.values().as_ref())?;
+            let hash = |key: &u16| entries.get(usize::from(*key)).copied().unwrap_or_default();
+            each(array.keys().iter(), hash)
+        }
         DataType::Binary => each(array.as_binary::<i32>().iter(), |v| hash(HashKey::Bytes(v))),
         other => return Err(Error::unsupported(format_args!("a space dimension of type {other}"))),
     })
 }
 
 /// Rows by equal keys.
-fn group(
-    rows: &RecordBatch,
-    keys: &[Vec<i64>],
-    coordinates: &[Vec<i64>],
-) -> Result<Vec<Group>, Error> {
-    let at = |columns: &[Vec<i64>], row: usize| -> Vec<i64> {
-        columns.iter().map(|column| column.get(row).copied().unwrap_or_default()).collect()
-    };
+fn group(count: u32, keys: &[Vec<i64>], coordinates: &[Vec<i64>]) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
     let mut numbers: HashMap<Vec<i64>, usize> = HashMap::new();
-    let mut members: Vec<(Vec<i64>, usize, Vec<u32>)> = Vec::new();
-    let (mut last, mut current) = (0usize, None::<usize>);
-    for row in 0..rows.num_rows() {
-        let same =
-            current.is_some() && keys.iter().all(|column| column.get(row) == column.get(last));
-        let number = match current {
-            Some(number) if same => number,
-            _ => {
-                let key = at(keys, row);
-                *numbers.entry(key.clone()).or_insert_with(|| {
-                    members.push((key, row, Vec::new()));
-                    members.len() - 1
-                })
-            }
-        };
-        (last, current) = (row, Some(number));
-        if let Some((.., indices)) = members.get_mut(number) {
-            indices
-                .push(u32::try_from(row).map_err(|_| Error::of("54000", "too many rows at once"))?);
+    let mut key = Vec::with_capacity(keys.len());
+    for (row, position) in (0..count).enumerate() {
+        fill(&mut key, keys, row);
+        let near = groups.iter().take(NEAR_GROUPS).position(|group| group.key == key);
+        if let Some(group) =
+            near.or_else(|| numbers.get(&key).copied()).and_then(|number| groups.get_mut(number))
+        {
+            group.rows.push(position);
+            continue;
         }
+        let mut point = Vec::with_capacity(coordinates.len());
+        fill(&mut point, coordinates, row);
+        if groups.len() >= NEAR_GROUPS {
+            numbers.insert(key.clone(), groups.len());
+        }
+        groups.push(Group { key: key.clone(), point, rows: vec![position] });
     }
-    members
-        .into_iter()
-        .map(|(key, first, indices)| {
-            let point = at(coordinates, first);
-            Ok(Group { key, point, rows: pick(rows, indices)? })
-        })
-        .collect()
+    groups
 }
 
-/// The rows at these indices, which rise: without a copy when they follow each other.
-fn pick(rows: &RecordBatch, indices: Vec<u32>) -> Result<RecordBatch, Error> {
-    match (indices.first(), indices.last()) {
-        (Some(first), Some(last)) if (last - first) as usize + 1 == indices.len() => {
-            Ok(rows.slice(*first as usize, indices.len()))
-        }
-        _ => Ok(take_record_batch(rows, &UInt32Array::from(indices))?),
-    }
+/// What columns have in a row.
+fn fill(out: &mut Vec<i64>, columns: &[Vec<i64>], row: usize) {
+    out.clear();
+    out.extend(columns.iter().map(|column| column.get(row).copied().unwrap_or_default()));
 }
 
 #[cfg(test)]

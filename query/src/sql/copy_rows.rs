@@ -2,12 +2,15 @@
 //!
 //! Data comes in pieces that are cut anywhere. They are gathered to blocks, and the whole rows of a block are read
 //! column by column into builders; what is left of the last row waits for the next block.
+//!
+//! Most rows have neither quotes nor backslashes, and most blocks are valid text: that is found out once a block, and
+//! once a row, and such rows are cut at their delimiters without a look at anything else.
 
 use std::{borrow::Cow, ops::Range, str};
 
 use arrow::array::ArrayRef;
 use hypertide_proto::schema::Column;
-use memchr::{memchr, memchr2};
+use memchr::{memchr, memchr_iter, memchr2};
 
 use super::{
     binary,
@@ -58,6 +61,17 @@ struct Found<'a> {
     /// What it means.
     value: Cow<'a, [u8]>,
     quoted: bool,
+}
+
+/// A row as it was cut from the data.
+#[derive(Clone, Copy)]
+struct Cut<'a> {
+    /// Without its line end.
+    row: &'a [u8],
+    /// Where the next begins.
+    next: usize,
+    /// Whether it has neither quotes nor backslashes.
+    plain: bool,
 }
 
 impl Rows {
@@ -112,17 +126,23 @@ impl Rows {
     /// Reads all whole rows; with `end` the last needs no line end.
     pub(crate) fn read(&mut self, end: bool) -> Result<(), Error> {
         let block = std::mem::take(&mut self.pending);
+        // Text between delimiters that are no characters of their own would be cut within one.
+        let cuts = self.format.delimiter.is_ascii() && !self.fields.is_empty();
+        let valid = if cuts { valid_text(&block) } else { "" };
         let mut at = 0;
         while at < block.len() && !self.ended {
             let rest = block.get(at..).unwrap_or_default();
-            let row = match self.format.csv {
+            let cut = match self.format.csv {
                 true => self.csv_row(rest, end)?,
                 false => self.text_row(rest, end),
             };
-            let Some((row, next)) = row else { break };
+            let Some(Cut { row, next, plain }) = cut else { break };
             self.line += 1;
-            self.row(row)?;
-            if self.format.csv {
+            match valid.get(at..at + row.len()).filter(|_| plain && self.header_seen) {
+                Some(row) => self.plain_row(row)?,
+                None => self.row(row)?,
+            }
+            if self.format.csv && !plain {
                 self.line += row.iter().filter(|byte| **byte == b'\n').count() as u64;
             }
             at += next;
@@ -152,28 +172,33 @@ impl Rows {
         self.builders.iter_mut().map(ValueBuilder::finish).collect()
     }
 
-    /// A row of the text format without its line end, and where the next begins.
-    fn text_row<'a>(&self, rest: &'a [u8], end: bool) -> Option<(&'a [u8], usize)> {
+    /// A row of the text format.
+    fn text_row<'a>(&self, rest: &'a [u8], end: bool) -> Option<Cut<'a>> {
+        let cut = |row: &'a [u8], next| Cut {
+            row: without_return(row),
+            next,
+            plain: memchr(b'\\', row).is_none(),
+        };
         let mut from = 0;
         loop {
             let found = memchr(b'\n', rest.get(from..)?);
             let Some(at) = found.map(|at| from + at) else {
-                return end.then_some((rest, rest.len()));
+                return end.then(|| cut(rest, rest.len()));
             };
             let row = rest.get(..at)?;
             // A newline after a backslash belongs to the value.
             let slashes = row.iter().rev().take_while(|byte| **byte == b'\\').count();
             if slashes % 2 == 0 {
-                return Some((without_return(row), at + 1));
+                return Some(cut(row, at + 1));
             }
             from = at + 1;
         }
     }
 
-    /// A row of CSV without its line end, and where the next begins.
-    fn csv_row<'a>(&self, rest: &'a [u8], end: bool) -> Result<Option<(&'a [u8], usize)>, Error> {
+    /// A row of CSV.
+    fn csv_row<'a>(&self, rest: &'a [u8], end: bool) -> Result<Option<Cut<'a>>, Error> {
         let quote = self.format.quote;
-        let (mut at, mut within) = (0, false);
+        let (mut at, mut within, mut plain) = (0, false, true);
         loop {
             let tail = rest.get(at..).unwrap_or_default();
             let found = match within {
@@ -186,14 +211,18 @@ impl Rows {
                     (true, true) => {
                         Err(self.at_line(Error::of("22P04", "unterminated CSV quoted field"), rest))
                     }
-                    (true, false) => Ok(Some((without_return(rest), rest.len()))),
+                    (true, false) => {
+                        Ok(Some(Cut { row: without_return(rest), next: rest.len(), plain }))
+                    }
                 };
             };
             at += offset;
             let byte = rest.get(at).copied();
             if byte == Some(b'\n') && !within {
-                return Ok(Some((without_return(rest.get(..at).unwrap_or_default()), at + 1)));
+                let row = without_return(rest.get(..at).unwrap_or_default());
+                return Ok(Some(Cut { row, next: at + 1, plain }));
             }
+            plain = false;
             // An escape of its own kind takes the byte after it along; a doubled quote opens again at once.
             let escape = within && byte == Some(self.format.escape) && self.format.escape != quote;
             let follows =
@@ -236,6 +265,55 @@ impl Rows {
         }
         self.rows += 1;
         Ok(())
+    }
+
+    /// [`Rows::row`] of one that stands for itself from delimiter to delimiter.
+    fn plain_row(&mut self, row: &str) -> Result<(), Error> {
+        if row == "\\." {
+            self.ended = true;
+            return Ok(());
+        }
+        let last = self.fields.len().saturating_sub(1);
+        let (mut start, mut number) = (0, 0);
+        for end in memchr_iter(self.format.delimiter, row.as_bytes()).chain([row.len()]) {
+            if number == last && end < row.len() {
+                let error = Error::of("22P04", "extra data after last expected column");
+                return Err(self.at_line(error, row.as_bytes()));
+            }
+            let value = row.get(start..end).unwrap_or_default();
+            self.append_plain(number, value)?;
+            (start, number) = (end + 1, number + 1);
+        }
+        if let Some(field) = self.fields.get(number) {
+            let name = &field.column.name;
+            let error = Error::of("22P04", format_args!("missing data for column \"{name}\""));
+            return Err(self.at_line(error, row.as_bytes()));
+        }
+        self.rows += 1;
+        Ok(())
+    }
+
+    fn append_plain(&mut self, number: usize, value: &str) -> Result<(), Error> {
+        let (Some(builder), Some(field)) = (self.builders.get_mut(number), self.fields.get(number))
+        else {
+            return Err(Error::of("XX000", "a value without a column"));
+        };
+        let given = self.format.default.as_deref() == Some(value);
+        let result = match &field.default {
+            Some(text) if given => builder.append_text(text),
+            None if given => {
+                builder.append_null();
+                Ok(())
+            }
+            _ if value == self.format.null
+                && !self.force_not_null.get(number).is_some_and(|forced| *forced) =>
+            {
+                builder.append_null();
+                Ok(())
+            }
+            _ => builder.append_text(value),
+        };
+        result.map_err(|error| self.at_column(error, &field.column.name, value.as_bytes()))
     }
 
     /// The value at the front of `left`, and what is left after its delimiter.
@@ -379,6 +457,16 @@ impl Rows {
             Some(format!("COPY {table}, line {line}, column {column}: \"{}\"", shown(value)));
         error
     }
+}
+
+/// The front of a block that is valid text throughout.
+fn valid_text(block: &[u8]) -> &str {
+    let valid = match str::from_utf8(block) {
+        Ok(_) => block,
+        Err(error) => block.get(..error.valid_up_to()).unwrap_or_default(),
+    };
+    let whole = memchr(0, valid).map_or(valid, |at| valid.get(..at).unwrap_or_default());
+    str::from_utf8(whole).unwrap_or_default()
 }
 
 fn without_return(row: &[u8]) -> &[u8] {

@@ -69,6 +69,27 @@ fn read(
 
 const TEXTS: [ColumnType; 2] = [ColumnType::Text, ColumnType::Text];
 
+proptest! {
+    /// The short way and the long one read the same, or refuse the same.
+    #[test]
+    fn quotes_around_every_value_change_nothing(
+        rows in proptest::collection::vec(("[0-9x.]{1,4}", "[a-zé]{1,4}", "2016-01-0[0-9]"), 1..6),
+    ) {
+        let types = [ColumnType::Double, ColumnType::Text, ColumnType::TimestampTz];
+        let text = |quote: &str| -> String {
+            let row = |(a, b, c): &(String, String, String)| {
+                format!("{quote}{a}{quote},{quote}{b}{quote},{quote}{c} 00:00:00+00{quote}\n")
+            };
+            rows.iter().map(row).collect()
+        };
+        let [short, long] = ["", "\""].map(|quote| {
+            let read = read("(FORMAT csv)", &types, text(quote).as_bytes(), 64);
+            read.map_err(|error| (error.state, error.message, error.context))
+        });
+        prop_assert_eq!(short, long);
+    }
+}
+
 #[test]
 fn text_and_csv_cut_at_every_byte() {
     let text = "a\\tb\t\\N\nc\\\nd\te\\\\\n\\x41\\102\tü\r\n\\.\nnot read";

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{
     civil::{self, DATE_END, DATE_MIN, DAY_MICROS, SECOND_MICROS, TIMESTAMP_END, TIMESTAMP_MIN},
+    fast,
     zone::{self, Zone},
 };
 
@@ -29,6 +30,14 @@ struct Parsed {
 
 /// Reads a `timestamptz`: a text without a zone is in `session`.
 pub(crate) fn parse_timestamptz(text: &str, session: Zone) -> Result<i64, Fault> {
+    if let Some((micros, zoned)) = fast::moment(text) {
+        return if zoned { Ok(micros) } else { session.to_utc(micros).ok_or(Fault::Range) };
+    }
+    parse_any_timestamptz(text, session)
+}
+
+/// [`parse_timestamptz`] of any form.
+fn parse_any_timestamptz(text: &str, session: Zone) -> Result<i64, Fault> {
     if let Some(micros) = word(text, session) {
         return Ok(micros);
     }
@@ -39,6 +48,14 @@ pub(crate) fn parse_timestamptz(text: &str, session: Zone) -> Result<i64, Fault>
 
 /// Reads a `timestamp`: a zone in the text is ignored.
 pub(crate) fn parse_timestamp(text: &str, session: Zone) -> Result<i64, Fault> {
+    if let Some((micros, _)) = fast::moment(text) {
+        return Ok(micros);
+    }
+    parse_any_timestamp(text, session)
+}
+
+/// [`parse_timestamp`] of any form.
+fn parse_any_timestamp(text: &str, session: Zone) -> Result<i64, Fault> {
     match word(text, session) {
         Some(special @ (i64::MIN | i64::MAX | 0)) => Ok(special),
         Some(micros) => Ok(micros + i64::from(session.offset_at(micros)) * SECOND_MICROS),
@@ -308,6 +325,16 @@ mod tests {
             text::write_timestamp(micros, Some(zone), &mut out);
             let written = String::from_utf8(out).expect("it is ASCII");
             prop_assert_eq!(parse_timestamptz(&written, Zone::UTC), Ok(micros), "{}", written);
+        }
+
+        /// The short way and the long one mean the same.
+        #[test]
+        fn usual_forms_mean_what_all_forms_do(
+            text in "[0-9]{4}-[01][0-9]-[0-3][0-9][ T][0-2][0-9]:[0-6][0-9]:[0-6][0-9]([.][0-9]{1,7})?(Z|[+]00(:?00)?)?",
+        ) {
+            let paris = Zone::parse("Europe/Paris").expect("it exists");
+            prop_assert_eq!(parse_timestamptz(&text, paris), parse_any_timestamptz(&text, paris));
+            prop_assert_eq!(parse_timestamp(&text, paris), parse_any_timestamp(&text, paris));
         }
 
         #[test]

@@ -2,10 +2,16 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::{
+    array::{Array, ArrayRef, AsArray, RecordBatch},
+    compute::cast,
+    datatypes::{DataType, Schema},
+};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::TryStreamExt as _;
 use hypertide_meta::catalog::Table;
+use hypertide_proto::schema::{Column, ColumnType};
+use hypertide_storage::batch::{DICTIONARY_ENTRIES_MAX, texts_type};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{insert::fill, table::find_named};
@@ -53,9 +59,27 @@ async fn fitted(
     let mut columns = Vec::with_capacity(table.columns.columns.len());
     for column in &table.columns.columns {
         columns.push(match batch.column_by_name(&column.name) {
-            Some(array) => assign(array, column, frame.zone)?,
+            Some(array) => match texts(array, column)? {
+                Some(texts) => texts,
+                None => assign(array, column, frame.zone)?,
+            },
             None => fill(frame, column, batch.num_rows()).await?,
         });
     }
-    Ok(RecordBatch::try_new(table.columns.to_arrow(), columns)?)
+    let schema = table.columns.to_arrow();
+    let fields = schema.fields().iter().zip(&columns);
+    let fields = fields
+        .map(|(field, array)| field.as_ref().clone().with_data_type(array.data_type().clone()));
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields.collect::<Vec<_>>())), columns)?)
+}
+
+/// A dictionary of texts for a column of texts, which goes on as one; `None` for all others.
+fn texts(array: &ArrayRef, column: &Column) -> Result<Option<ArrayRef>, Error> {
+    let Some(dictionary) = array.as_any_dictionary_opt() else { return Ok(None) };
+    let entries = dictionary.values();
+    let fits = column.column_type == ColumnType::Text
+        && *entries.data_type() == DataType::Utf8
+        && entries.null_count() == 0
+        && entries.len() <= DICTIONARY_ENTRIES_MAX;
+    Ok(if fits { Some(cast(array, &texts_type())?) } else { None })
 }

@@ -20,6 +20,7 @@ pub(crate) mod data_node;
 pub(crate) mod datetime;
 pub(crate) mod describe;
 pub(crate) mod drop;
+mod fast;
 pub(crate) mod health;
 pub(crate) mod hypertable;
 pub(crate) mod ingest;

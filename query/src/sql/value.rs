@@ -15,6 +15,7 @@ use hypertide_proto::schema::{ColumnType, UTC};
 use super::{
     binary,
     datetime::{self, Fault},
+    fast,
     zone::Zone,
 };
 use crate::Error;
@@ -106,8 +107,14 @@ impl ValueBuilder {
                 builder.append_value(finite(value.into(), text, column_type).map(|_| value)?);
             }
             Values::Float64(builder) => {
-                let value: f64 = text.trim().parse().map_err(|_| malformed(text, column_type))?;
-                builder.append_value(finite(value, text, column_type)?);
+                let value = match fast::float(text) {
+                    Some(value) => value,
+                    None => {
+                        let value = text.trim().parse();
+                        finite(value.map_err(|_| malformed(text, column_type))?, text, column_type)?
+                    }
+                };
+                builder.append_value(value);
             }
             Values::Decimal(builder) => builder.append_value(parse_numeric(text, column_type)?),
             Values::Bool(builder) => {

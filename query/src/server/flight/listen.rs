@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use arrow_flight::flight_service_server::FlightServiceServer;
+use hypertide_proto::client::FRAME_BYTES_MAX;
 use tokio::{net::TcpListener, sync::watch, time::sleep};
 use tonic::transport::{Server, server::TcpIncoming};
 
@@ -35,6 +36,7 @@ pub async fn serve_flight(
     let serving = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
         .max_concurrent_streams(STREAMS_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
