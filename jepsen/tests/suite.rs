@@ -27,6 +27,7 @@ fn place(name: &str) -> PathBuf {
 }
 
 /// Runs a scenario with a seed; it must be valid. Its directory goes only then.
+#[expect(clippy::print_stdout, reason = "the seed is told before the run")]
 fn scenario(workload: &str, faults: &str, seed: u64) -> Value {
     let name = format!("{workload}-{faults}-{seed}-{}", std::process::id());
     let dir = place(&name);

@@ -99,6 +99,9 @@ pub(crate) struct Kept {
     kept_bytes: usize,
 }
 
+/// A part on its way to be encoded; nothing comes of no rows.
+type Encoding = JoinHandle<Result<Option<Encoded>, Error>>;
+
 /// Writes one transaction.
 #[derive(Debug)]
 pub(crate) struct Writer {
@@ -108,7 +111,7 @@ pub(crate) struct Writer {
     found: HashMap<Place, ChunkId>,
     gathers: Gathers,
     /// Parts that are being encoded, in the order of their numbers.
-    encoding: VecDeque<(Place, JoinHandle<Result<Option<Encoded>, Error>>)>,
+    encoding: VecDeque<(Place, Encoding)>,
     under_way: JoinSet<Delivery>,
     failed: Option<Error>,
     kept_bytes: usize,

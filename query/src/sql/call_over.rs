@@ -305,7 +305,7 @@ impl RowCall {
 
 /// What came of all rows as one array.
 fn joined(call: &RowCall, found: &[ArrayRef]) -> Result<ArrayRef, Error> {
-    if let [] = found {
+    if found.is_empty() {
         let column = call.name.columns().into_iter().next();
         let data_type = column.map_or(arrow::datatypes::DataType::Utf8, |f| f.data_type().clone());
         return Ok(arrow::array::new_empty_array(&data_type));

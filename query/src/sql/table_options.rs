@@ -76,10 +76,8 @@ fn read(parser: &mut Parser<'_>) -> Option<Head> {
     let if_exists = parser.parse_keywords(&[Keyword::IF, Keyword::EXISTS]);
     let _only = parser.parse_keyword(Keyword::ONLY);
     let table = parser.parse_object_name(false).ok()?;
-    let reset = match parser.parse_one_of_keywords(&[Keyword::SET, Keyword::RESET])? {
-        Keyword::SET => false,
-        _ => true,
-    };
+    let verb = parser.parse_one_of_keywords(&[Keyword::SET, Keyword::RESET])?;
+    let reset = verb == Keyword::RESET;
     parser.consume_token(&Token::LParen).then_some(Head { table, if_exists, reset })
 }
 

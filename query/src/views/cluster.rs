@@ -84,7 +84,7 @@ pub(super) fn replicas(image: &Image, status: &StatusReply) -> Rows {
                     chunk.state.to_string().into(),
                     chunk.epoch.0.into(),
                     node_name(image, rid.node),
-                    u64::from(rid.incarnation.0).into(),
+                    rid.incarnation.0.into(),
                     if damaged { "damaged" } else { state }.into(),
                     csn.into(),
                     (!damaged && csn == chunk.last_csn.0).into(),
@@ -244,7 +244,7 @@ pub(super) fn nodes(_image: &Image, status: &StatusReply) -> Rows {
             of_data(node.rows),
             of_data(node.free_bytes),
             if data { node.blocked.into() } else { Value::Null },
-            of_data(node.incarnation.into()),
+            of_data(node.incarnation),
             node.rpc.as_str().into(),
         ]);
     }
