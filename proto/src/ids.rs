@@ -39,6 +39,8 @@ ids! {
     NodeId, "n";
     /// An access node, as given by `--id`; also its Raft id.
     AccessId, "a";
+    /// A policy that runs again and again; never reused.
+    JobId, "j";
     /// The n-th start of an access node; a later boot fences the transactions of an earlier one.
     Boot, "b";
     /// The number of a data node's disk; a new, wiped or suspect disk has a new one.

@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 
 /// Key of the field metadata that holds the SQL type as [`ColumnType`] displays it.
 pub const SQL_TYPE_KEY: &str = "hypertide.type";
+/// Key of the field metadata that holds the text of the value which rows have that are older than the column. Without it
+/// they are null there.
+pub const OLDER_ROWS_KEY: &str = "hypertide.older_rows";
 /// Time zone of the Arrow type of `timestamptz`.
 pub const UTC: &str = "UTC";
 /// Most columns of a table, as in PostgreSQL.
@@ -187,16 +190,42 @@ pub struct Column {
     pub nullable: bool,
     /// SQL text of the default expression, evaluated at the access node.
     pub default: Option<String>,
+    /// Name that chunk stores have it under, where that is another: it was renamed, or one before it had its name.
+    pub stored: Option<String>,
+    /// Text of the value that rows have which are older than the column; `None` for null.
+    pub older: Option<String>,
 }
 
 impl Column {
+    /// A column that takes NULL and has no default.
+    #[must_use]
+    pub fn new(name: &str, column_type: ColumnType) -> Self {
+        let (name, nullable) = (name.to_owned(), true);
+        Self { name, column_type, nullable, default: None, stored: None, older: None }
+    }
+
+    /// The name that chunk stores have it under, the same for as long as it lives.
+    #[must_use]
+    pub fn stored_name(&self) -> &str {
+        self.stored.as_deref().unwrap_or(&self.name)
+    }
+
+    /// The Arrow field of the column as chunk stores have it.
+    #[must_use]
+    pub fn to_stored_field(&self) -> Field {
+        self.to_field().with_name(self.stored_name())
+    }
+
     /// The Arrow field of the column.
     ///
     /// Every field is nullable in Arrow: a column added later is null in older segments, and NOT NULL is enforced where
     /// rows come in.
     #[must_use]
     pub fn to_field(&self) -> Field {
-        let metadata = HashMap::from([(SQL_TYPE_KEY.to_owned(), self.column_type.to_string())]);
+        let mut metadata = HashMap::from([(SQL_TYPE_KEY.to_owned(), self.column_type.to_string())]);
+        if let Some(older) = &self.older {
+            metadata.insert(OLDER_ROWS_KEY.to_owned(), older.clone());
+        }
         Field::new(&self.name, self.column_type.to_arrow(), true).with_metadata(metadata)
     }
 }
@@ -265,6 +294,19 @@ impl TableSchema {
         self.columns.iter().position(|column| column.name == name)
     }
 
+    /// The name that chunk stores have a column under; the same for one that is not there.
+    #[must_use]
+    pub fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.column(name).map_or(name, Column::stored_name)
+    }
+
+    /// The Arrow schema of rows on their way to chunk stores.
+    #[must_use]
+    pub fn to_stored(&self) -> SchemaRef {
+        let fields: Vec<Field> = self.columns.iter().map(Column::to_stored_field).collect();
+        Arc::new(Schema::new(fields))
+    }
+
     /// The Arrow schema.
     #[must_use]
     pub fn to_arrow(&self) -> SchemaRef {
@@ -278,7 +320,7 @@ mod tests {
     use super::*;
 
     fn column(name: &str, column_type: ColumnType) -> Column {
-        Column { name: name.to_owned(), column_type, nullable: true, default: None }
+        Column::new(name, column_type)
     }
 
     #[test]

@@ -393,6 +393,9 @@ impl From<Reject> for Error {
             Reject::UnknownColumn(_) => "42703",
             Reject::UnknownNode(_) => "42704",
             Reject::TableExists(_) => "42P07",
+            Reject::ColumnExists { .. } => "42701",
+            Reject::NoColumn { .. } => "42703",
+            Reject::NullValues { .. } => "23502",
             Reject::AlreadyHypertable(_) => "TS110",
             Reject::NotEmpty(_) => "0A000",
             Reject::ChunkClosed(_) => "55000",
@@ -412,7 +415,9 @@ impl From<Reject> for Error {
             Reject::NotAttached(_) => "TS171",
             Reject::NodeHoldsData(_) => "TS172",
             Reject::InvalidMove(_) => "22023",
-            Reject::Compression(_) => "0A000",
+            Reject::UnknownJob(_) => "42704",
+            Reject::PolicyExists(_) => "42710",
+            Reject::Compression(_) | Reject::NotSupported(_) => "0A000",
             Reject::Identity(_) | Reject::Overlap(_) => "XX000",
         };
         let mut error = Self::of(state, &reject);

@@ -33,8 +33,9 @@ mod tombstone;
 
 pub use chunk::part_hash;
 pub use error::Error;
+pub use hypertide_proto::schema::OLDER_ROWS_KEY;
 pub use node::{DataNode, Membership, NodeConfig, TransferStats};
-pub use scan::{OLDER_ROWS_KEY, Scan, ScanRequest, ScanStats, Top};
+pub use scan::{Scan, ScanRequest, ScanStats, Top};
 pub use store::{
     ChunkReport, ChunkSpec, ChunkState, ChunkStore, Part, StoreConfig,
     cache::CacheStats,

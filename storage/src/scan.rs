@@ -27,6 +27,7 @@ use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use hypertide_proto::{
     ids::{ChunkId, Csn, TxnId},
     predicate::{Predicate, Term},
+    schema::OLDER_ROWS_KEY,
 };
 
 use self::{blocks::Blocks, top::Best};
@@ -37,10 +38,6 @@ use crate::{
     store::file::{ChunkFile, Segments},
     summary::{ChunkSummary, summarize},
 };
-
-/// Metadata of a wanted field: the text of the value that rows have which are older than the column. Without it they
-/// are null there.
-pub const OLDER_ROWS_KEY: &str = "hypertide.older_rows";
 
 /// Blocks after which a scan that found nothing gives an empty batch.
 const BLOCKS_A_CALL: usize = 32;

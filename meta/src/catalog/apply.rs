@@ -43,6 +43,7 @@ impl Catalog {
     }
 
     /// Each arm checks in full before it writes.
+    #[expect(clippy::too_many_lines, reason = "a line or two for each command")]
     fn run(&mut self, command: &Command, step: &mut Step) -> Result<Outcome, Reject> {
         match command {
             Command::RegisterAccess { id, rpc, pg, flight, http } => {
@@ -61,6 +62,7 @@ impl Catalog {
             Command::CreateHypertable { table, spec, if_not_exists } => {
                 self.create_hypertable(*table, spec, *if_not_exists, step)
             }
+            Command::AlterTable { table, changes } => self.alter_table(*table, changes, step),
             Command::DropTables { tables } => self.drop_tables(tables, step),
             Command::TruncateTables { tables } => self.truncate_tables(tables, step),
             Command::EnsureChunks { table, points } => self.ensure_chunks(*table, points, step),
@@ -109,6 +111,11 @@ impl Catalog {
             Command::SetChunkCompressed { chunk, bytes, csn } => {
                 self.set_chunk_compressed(*chunk, *bytes, *csn, step)
             }
+            Command::AddJob { table, owner, policy, schedule, if_not_exists } => {
+                self.add_job((*table, owner), *policy, *schedule, *if_not_exists, step)
+            }
+            Command::RemoveJob { job } => self.remove_job(*job, step),
+            Command::RunJob { job, at_once } => self.run_job(*job, *at_once, step),
             Command::OrderCopy(order) => self.order_copy(order, step),
             Command::CancelOrder { operation } => self.cancel_order(operation, step),
         }

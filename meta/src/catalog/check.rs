@@ -37,6 +37,7 @@ impl Catalog {
         self.check_write_ids()?;
         self.check_runs()?;
         self.check_orders()?;
+        self.check_jobs()?;
         self.check_index()
     }
 
@@ -122,6 +123,14 @@ impl Catalog {
     }
 
     /// An order is for a chunk and nodes that exist, and its operation is its own.
+    fn check_jobs(&self) -> Check {
+        const RULE: &str = "jobs are of hypertables there are";
+        self.jobs.values().try_for_each(|job| {
+            let made = self.tables.get(&job.table).and_then(Table::hypertable);
+            hold(RULE, made.is_some() && job.id <= self.counters.job, || job.to_string())
+        })
+    }
+
     fn check_orders(&self) -> Check {
         const RULE: &str = "orders are for chunks and nodes there are";
         let mut operations = BTreeSet::new();

@@ -2,14 +2,15 @@
 
 use hypertide_proto::{
     decision::Decision,
-    ids::{AccessId, Boot, ChunkId, Csn, DiskId, Epoch, Rid, TableId, TxnId, WriteId},
+    ids::{AccessId, Boot, ChunkId, Csn, DiskId, Epoch, JobId, Rid, TableId, TxnId, WriteId},
     schema::TableSchema,
     time::TimeRange,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Block, Chunk, Compression, DataNode, Detach, Health, Held, Notice, Order, Rebalancing, Table,
+    Block, Chunk, Compression, DataNode, Detach, Health, Held, Job, Notice, Order, Policy,
+    Rebalancing, Schedule, Table, TableChange,
 };
 
 /// A change of the catalog. Deterministic: it holds all that applying it needs.
@@ -62,6 +63,13 @@ pub enum Command {
         spec: HypertableSpec,
         /// Whether a hypertable is an answer instead of a refusal.
         if_not_exists: bool,
+    },
+    /// Changes a table: all of the changes in their order, or none.
+    AlterTable {
+        /// The table.
+        table: TableId,
+        /// The changes.
+        changes: Vec<TableChange>,
     },
     /// Drops tables with their chunks, all or none.
     DropTables {
@@ -250,6 +258,31 @@ pub enum Command {
         /// The last commit that is compressed on all.
         csn: Csn,
     },
+    /// Gives a hypertable a policy.
+    AddJob {
+        /// The hypertable.
+        table: TableId,
+        /// User who makes it.
+        owner: String,
+        /// What is to be done.
+        policy: Policy,
+        /// How often.
+        schedule: Schedule,
+        /// Whether a policy of that kind is an answer instead of a refusal.
+        if_not_exists: bool,
+    },
+    /// Takes a job away.
+    RemoveJob {
+        /// The job.
+        job: JobId,
+    },
+    /// Runs a job.
+    RunJob {
+        /// The job.
+        job: JobId,
+        /// Whether also before it is due.
+        at_once: bool,
+    },
     /// Orders a copy or a move of one chunk.
     OrderCopy(Order),
     /// Ends an order.
@@ -357,6 +390,8 @@ pub enum Outcome {
     Aborted,
     /// The chunks whose replicas or state the command changed.
     Changed(Vec<ChunkId>),
+    /// A job as it is now; whether it was made, or ran.
+    Job(Box<Job>, bool),
     /// Data nodes were attached, detached or deleted.
     Nodes {
         /// Hypertables, or nodes, that changed.
@@ -426,6 +461,33 @@ pub enum Reject {
         /// Replicas in sync that the table asks for.
         wanted: u16,
     },
+    /// A column of that name is there.
+    #[error("column \"{column}\" of relation \"{table}\" already exists")]
+    ColumnExists {
+        /// Name of the table.
+        table: String,
+        /// Name of the column.
+        column: String,
+    },
+    /// No column of that name is there.
+    #[error("column \"{column}\" of relation \"{table}\" does not exist")]
+    NoColumn {
+        /// Name of the table.
+        table: String,
+        /// Name of the column.
+        column: String,
+    },
+    /// Rows that are there would have NULL where it is forbidden.
+    #[error("column \"{column}\" of relation \"{table}\" contains null values")]
+    NullValues {
+        /// Name of the table.
+        table: String,
+        /// Name of the column.
+        column: String,
+    },
+    /// The table cannot be changed so.
+    #[error("{0}")]
+    NotSupported(String),
     /// The columns changed since the rows were made.
     #[error("the columns of table {0} changed since the statement began")]
     StaleSchema(TableId),
@@ -475,6 +537,12 @@ pub enum Reject {
     /// The chunks cannot be compressed so.
     #[error("{0}")]
     Compression(String),
+    /// The job does not exist.
+    #[error("job {} not found", .0.0)]
+    UnknownJob(JobId),
+    /// The hypertable has a policy of that kind.
+    #[error("{0}")]
+    PolicyExists(String),
     /// The slices of a chunk would overlap another's.
     #[error("slice {0} overlaps a chunk")]
     Overlap(TimeRange),

@@ -101,7 +101,7 @@ impl Catalog {
             return Err(Reject::ChunkClosed(chunk.id));
         }
         let table = self.existing(chunk.table)?;
-        if table.version != part.table_version {
+        if !(table.oldest..=table.version).contains(&part.table_version) {
             return Err(Reject::StaleSchema(table.id));
         }
         let wanted = table.hypertable().map_or(1, |made| made.min_in_sync);

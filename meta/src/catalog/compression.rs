@@ -55,6 +55,22 @@ pub struct Asked {
     pub at_ms: u64,
 }
 
+impl Compression {
+    /// Whether a column takes part in it.
+    pub(crate) fn names(&self, column: &str) -> bool {
+        let orders = self.order_by.iter().map(|by| &by.column);
+        self.segment_by.iter().chain(orders).any(|name| name == column)
+    }
+
+    /// Calls a column otherwise.
+    pub(crate) fn rename(&mut self, column: &str, to: &str) {
+        let orders = self.order_by.iter_mut().map(|by| &mut by.column);
+        for name in self.segment_by.iter_mut().chain(orders).filter(|name| *name == column) {
+            to.clone_into(name);
+        }
+    }
+}
+
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "compress(segment_by={}", super::display::list(&self.segment_by))?;

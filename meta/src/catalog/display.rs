@@ -18,6 +18,10 @@ impl fmt::Display for Command {
             Self::CreateHypertable { table, spec, .. } => {
                 write!(f, "create hypertable {table} {spec}")
             }
+            Self::AlterTable { table, changes } => {
+                write!(f, "alter {table}")?;
+                changes.iter().try_for_each(|change| write!(f, " [{change}]"))
+            }
             Self::DropTables { tables } => write!(f, "drop tables {}", list(tables)),
             Self::TruncateTables { tables } => write!(f, "truncate tables {}", list(tables)),
             Self::EnsureChunks { table, points } => {
@@ -79,6 +83,11 @@ impl Command {
             Self::SetChunkCompressed { chunk, bytes: (before, after), csn } => {
                 write!(f, "compressed {chunk}@{csn} {before}->{after}")
             }
+            Self::AddJob { table, policy, schedule, .. } => {
+                write!(f, "add job {table} {policy:?} every={}", schedule.every_ms)
+            }
+            Self::RemoveJob { job } => write!(f, "remove job {job}"),
+            Self::RunJob { job, at_once } => write!(f, "run job {job} at_once={at_once}"),
             Self::OrderCopy(order) => write!(f, "order {order}"),
             Self::CancelOrder { operation } => write!(f, "cancel {operation}"),
             Self::SetRebalancing(wanted) => write!(f, "set {wanted}"),
@@ -141,6 +150,8 @@ impl fmt::Display for Outcome {
             Self::Duplicate { csn, rows } => write!(f, "duplicate csn={csn} rows={rows}"),
             Self::Aborted => write!(f, "aborted"),
             Self::Changed(chunks) => write!(f, "changed {}", list(chunks)),
+            Self::Job(job, true) => job.fmt(f),
+            Self::Job(job, false) => write!(f, "existing {job}"),
             Self::Nodes { changed, notices } => {
                 write!(f, "changed {changed}")?;
                 notices.iter().try_for_each(|notice| write!(f, "\n{notice}"))

@@ -105,6 +105,7 @@ impl Catalog {
         let time = table.columns.columns.iter_mut().find(|column| column.name == spec.time_column);
         time.expect("the time column was checked").nullable = false;
         table.version += 1;
+        table.oldest = table.version;
         table.kind = TableKind::Hypertable(Hypertable {
             distributed: spec.distributed,
             dimensions: self.new_dimensions(spec, &nodes),

@@ -107,7 +107,9 @@ impl Index {
 impl Catalog {
     pub(crate) fn put_table(&mut self, table: Table, step: &mut Step) {
         step.changes.touch(RowKey::Table(table.id));
-        // No command renames a table, so that its old name needs no removal.
+        if let Some(old) = self.tables.get(&table.id) {
+            self.index.names.remove(&(old.schema.clone(), old.name.clone()));
+        }
         self.index.add_table(&table);
         self.tables.insert(table.id, table);
     }

@@ -8,6 +8,7 @@
 //! catalog and the same rows, byte for byte.
 
 mod access;
+mod alter;
 mod apply;
 mod attach;
 mod block;
@@ -23,6 +24,7 @@ mod dimension;
 mod display;
 mod hypertable;
 mod index;
+mod job;
 mod order;
 mod replica;
 mod retention;
@@ -34,6 +36,7 @@ mod tests;
 mod txn;
 
 pub use access::AccessNode;
+pub use alter::TableChange;
 pub use attach::{Detach, Notice};
 pub use block::Block;
 pub use check::Broken;
@@ -44,6 +47,7 @@ pub use compression::{Asked, Compressed, Compression, OrderBy};
 pub use data::{DataNode, Health, NodeState};
 pub use dimension::{Dimension, Rule};
 pub use hypertable::{DEFAULT_CHUNK_SCHEMA, Hypertable};
+pub use job::{Job, Policy, Schedule, Span};
 pub use order::{Order, Rebalancing};
 pub use row::{Changes, RowError, RowKey};
 pub use standing::Standings;
@@ -53,7 +57,7 @@ pub use txn::{Decided, Tail, Write};
 use std::collections::BTreeMap;
 
 use hypertide_proto::ids::{
-    AccessId, Boot, ChunkId, Csn, DimensionId, NodeId, Rid, TableId, TxnId, WriteId,
+    AccessId, Boot, ChunkId, Csn, DimensionId, JobId, NodeId, Rid, TableId, TxnId, WriteId,
 };
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -68,6 +72,7 @@ pub struct Catalog {
     pub(crate) chunks: OrdMap<ChunkId, Chunk>,
     pub(crate) tails: OrdMap<ChunkId, Tail>,
     pub(crate) orders: OrdMap<(ChunkId, NodeId), Order>,
+    pub(crate) jobs: OrdMap<JobId, Job>,
     pub(crate) data_nodes: OrdMap<NodeId, DataNode>,
     pub(crate) access_nodes: OrdMap<AccessId, AccessNode>,
     /// Sequence numbers of transactions that were decided and forgotten: first to last of a run.
@@ -86,6 +91,7 @@ pub(crate) struct Counters {
     pub(crate) dimension: DimensionId,
     pub(crate) chunk: ChunkId,
     pub(crate) node: NodeId,
+    pub(crate) job: JobId,
     /// What the clocks of access nodes show that find log time too far behind.
     pub(crate) clocks: BTreeMap<AccessId, u64>,
     pub(crate) rebalancing: Rebalancing,

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use hypertide_proto::ids::{AccessId, Boot, ChunkId, NodeId, TableId, TxnId, WriteId};
+use hypertide_proto::ids::{AccessId, Boot, ChunkId, JobId, NodeId, TableId, TxnId, WriteId};
 use imbl::OrdMap;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -36,6 +36,8 @@ pub enum RowKey {
     Write(WriteId),
     /// A [`super::Order`], by its chunk and target.
     Order(ChunkId, NodeId),
+    /// A [`super::Job`].
+    Job(JobId),
 }
 
 const COUNTERS: u8 = 1;
@@ -48,6 +50,7 @@ const ENDED: u8 = 7;
 const DECIDED: u8 = 8;
 const WRITE: u8 = 9;
 const ORDER: u8 = 10;
+const JOB: u8 = 11;
 
 /// A row that does not read as one of the catalog's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +77,7 @@ impl RowKey {
             Self::Decided(txn) => key(DECIDED, &[txn.access.0, txn.boot.0, txn.seq]),
             Self::Write(id) => [&[WRITE], id.0.as_slice()].concat(),
             Self::Order(chunk, node) => key(ORDER, &[chunk.0, node.0]),
+            Self::Job(id) => key(JOB, &[id.0]),
         }
     }
 
@@ -94,6 +98,7 @@ impl RowKey {
             (DATA, [id]) => Self::Data(NodeId(*id)),
             (ACCESS, [id]) => Self::Access(AccessId(*id)),
             (ORDER, [chunk, node]) => Self::Order(ChunkId(*chunk), NodeId(*node)),
+            (JOB, [id]) => Self::Job(JobId(*id)),
             (ENDED, [id, boot, first]) => Self::Ended(AccessId(*id), Boot(*boot), *first),
             (DECIDED, [id, boot, seq]) => {
                 Self::Decided(TxnId { access: AccessId(*id), boot: Boot(*boot), seq: *seq })
@@ -147,6 +152,7 @@ impl Catalog {
             RowKey::Decided(txn) => self.decided.get(txn).map(encode),
             RowKey::Write(id) => self.writes.get(id).map(encode),
             RowKey::Order(chunk, node) => self.orders.get(&(*chunk, *node)).map(encode),
+            RowKey::Job(id) => self.jobs.get(id).map(encode),
         }
     }
 
@@ -162,6 +168,7 @@ impl Catalog {
             .chain(self.decided.keys().map(|txn| RowKey::Decided(*txn)))
             .chain(self.writes.keys().map(|id| RowKey::Write(*id)))
             .chain(self.orders.keys().map(|(chunk, node)| RowKey::Order(*chunk, *node)))
+            .chain(self.jobs.keys().map(|id| RowKey::Job(*id)))
     }
 
     /// All rows as key and value bytes, in order of their keys.
@@ -201,6 +208,7 @@ impl Catalog {
             RowKey::Decided(txn) => put(&mut self.decided, txn, value),
             RowKey::Write(id) => put(&mut self.writes, id, value),
             RowKey::Order(chunk, node) => put(&mut self.orders, (chunk, node), value),
+            RowKey::Job(id) => put(&mut self.jobs, id, value),
         };
         put.map_err(|error| broken(error.to_string()))
     }
@@ -236,7 +244,7 @@ mod tests {
 
     fn any_key() -> impl Strategy<Value = RowKey> {
         let id = 0u64..300;
-        (0u8..10, id.clone(), id.clone(), id).prop_map(|(kind, a, b, c)| match kind {
+        (0u8..11, id.clone(), id.clone(), id).prop_map(|(kind, a, b, c)| match kind {
             0 => RowKey::Counters,
             1 => RowKey::Table(TableId(a)),
             2 => RowKey::Chunk(ChunkId(a)),
@@ -246,6 +254,7 @@ mod tests {
             6 => RowKey::Ended(AccessId(a), Boot(b), c),
             7 => RowKey::Decided(TxnId { access: AccessId(a), boot: Boot(b), seq: c }),
             8 => RowKey::Order(ChunkId(a), NodeId(b)),
+            9 => RowKey::Job(JobId(a)),
             _ => RowKey::Write(WriteId([a as u8; 16])),
         })
     }

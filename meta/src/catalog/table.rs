@@ -28,6 +28,10 @@ pub struct Table {
     pub columns: TableSchema,
     /// One more at every change of the columns or of the kind.
     pub version: u32,
+    /// Rows that were made for this version, or a later one, may be committed.
+    pub oldest: u32,
+    /// Names under which chunk stores may have values of columns that were dropped.
+    pub dropped: Vec<String>,
     /// Whether it is cut into chunks by dimensions.
     pub kind: TableKind,
     /// When it was made: milliseconds since the Unix epoch, by the leader's clock.
@@ -114,6 +118,8 @@ impl Catalog {
             owner: new.owner.to_owned(),
             columns: new.columns.clone(),
             version: 1,
+            oldest: 1,
+            dropped: Vec::new(),
             kind: TableKind::Reference,
             created_ms: step.at_ms,
         };
@@ -129,7 +135,10 @@ impl Catalog {
     ) -> Result<Outcome, Reject> {
         let dropped = self.chunks_of_all(tables)?;
         self.remove_chunks(&dropped, step);
-        tables.iter().for_each(|id| self.remove_table(*id, step));
+        for id in tables {
+            self.drop_jobs_of(*id, step);
+            self.remove_table(*id, step);
+        }
         Ok(Outcome::Dropped(dropped))
     }
 
@@ -168,6 +177,6 @@ pub(crate) fn check_name(name: &str) -> Result<(), Reject> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "is given to map_err")]
-fn invalid_schema(error: SchemaError) -> Reject {
+pub(crate) fn invalid_schema(error: SchemaError) -> Reject {
     Reject::InvalidSchema(error.to_string())
 }

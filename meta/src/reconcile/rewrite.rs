@@ -61,15 +61,16 @@ pub fn compress_request(
     let to_csn = chunk.asked?.up_to?;
     let table = catalog.table(chunk.table)?;
     let Compression { segment_by, order_by, .. } = table.hypertable()?.compression.as_ref()?;
+    let stored = |name: &str| table.columns.stored_name(name).to_owned();
     let order_by = order_by.iter().map(|by| OrderBy {
-        column: by.column.clone(),
+        column: stored(&by.column),
         descending: by.descending,
         nulls_first: by.nulls_first,
     });
     Some(CompressRequest {
         cluster,
         chunk: chunk.id.0,
-        segment_by: segment_by.clone(),
+        segment_by: segment_by.iter().map(|name| stored(name)).collect(),
         order_by: order_by.collect(),
         to_csn: to_csn.0,
     })

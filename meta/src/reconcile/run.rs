@@ -87,6 +87,7 @@ async fn round(node: &Arc<MetaNode>, watch: &mut Watch) {
     if watch.round.is_multiple_of(ROUNDS_PER_HEAT) {
         measure(&image, watch);
         keep_time(node, &image).await;
+        run_jobs(node, &image).await;
     }
     if changed || watch.round.is_multiple_of(ROUNDS_PER_PLAN) {
         // Judging may have changed the catalog.
@@ -194,6 +195,20 @@ async fn keep_time(node: &MetaNode, image: &Image) {
     if at_ms.saturating_sub(image.catalog.time_ms()) > TIME_LAG_MS {
         let command = Command::AdvanceTime { access: node.id(), at_ms };
         drop(propose(node, command).await);
+    }
+}
+
+/// Runs the jobs that are due.
+async fn run_jobs(node: &MetaNode, image: &Image) {
+    let now = now_ms();
+    for job in image.catalog.jobs().filter(|job| job.next_ms <= now) {
+        let ran = propose(node, Command::RunJob { job: job.id, at_once: false }).await;
+        if let Some(Outcome::Job(job, true)) = ran {
+            match &job.error {
+                Some(error) => tracing::warn!("{job}: {error}"),
+                None => tracing::info!("ran {job}"),
+            }
+        }
     }
 }
 
@@ -436,13 +451,16 @@ impl Copy<'_> {
 fn spec(image: &Image, chunk: &Chunk) -> ChunkSpec {
     let table = image.catalog.table(chunk.table);
     let made = table.and_then(|table| table.hypertable());
-    let mut columns = made.into_iter().flat_map(|made| &made.dimensions);
-    let time = columns.next().map(|dimension| dimension.column.clone());
+    let columns = made.into_iter().flat_map(|made| &made.dimensions);
+    let stored =
+        |name: &str| table.map_or(name, |table| table.columns.stored_name(name)).to_owned();
+    let mut columns = columns.map(|dimension| stored(&dimension.column));
+    let time = columns.next();
     ChunkSpec {
         chunk: chunk.id.0,
         table: chunk.table.0,
         time_column: time.unwrap_or_default(),
-        order_columns: columns.map(|dimension| dimension.column.clone()).collect(),
+        order_columns: columns.collect(),
     }
 }
 

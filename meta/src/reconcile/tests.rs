@@ -51,12 +51,7 @@ impl Bench {
         for _ in 0..nodes {
             bench.add_node();
         }
-        let time = Column {
-            name: "time".to_owned(),
-            column_type: ColumnType::BigInt,
-            nullable: true,
-            default: None,
-        };
+        let time = Column::new("time", ColumnType::BigInt);
         bench.apply(&Command::CreateTable {
             schema: "public".to_owned(),
             name: "t".to_owned(),

@@ -167,12 +167,7 @@ impl World {
             let (rpc, http) = (String::new(), String::new());
             commands.push(Command::RegisterData { rid: None, name, disk, rpc, http });
         }
-        let time = Column {
-            name: "time".to_owned(),
-            column_type: ColumnType::BigInt,
-            nullable: true,
-            default: None,
-        };
+        let time = Column::new("time", ColumnType::BigInt);
         commands.push(Command::CreateTable {
             schema: "public".to_owned(),
             name: "t".to_owned(),

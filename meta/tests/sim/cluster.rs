@@ -154,12 +154,7 @@ impl Cluster {
     }
 
     fn make_table(&mut self) {
-        let column = |name: &str, column_type| Column {
-            name: name.to_owned(),
-            column_type,
-            nullable: true,
-            default: None,
-        };
+        let column = |name: &str, column_type| Column::new(name, column_type);
         let columns = vec![column("time", ColumnType::BigInt), column("city", ColumnType::Text)];
         let spec = HypertableSpec {
             distributed: true,

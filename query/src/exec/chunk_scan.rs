@@ -34,7 +34,7 @@ use hypertide_meta::catalog::{Rule, Table, TableKind};
 use hypertide_proto::{
     error::RpcError,
     ids::{ChunkId, Csn, NodeId, TableId, TxnId},
-    predicate::Predicate,
+    predicate::{Predicate, Term},
     schema::Column,
 };
 use hypertide_storage::{ChunkStore, ScanRequest, ScanStats};
@@ -56,6 +56,8 @@ pub(crate) struct ScanLeaf {
     pub(crate) space: Option<String>,
     /// Columns to read, in order.
     pub(crate) columns: Vec<Column>,
+    /// Columns of the table that chunk stores have under another name, with that.
+    pub(crate) stored: BTreeMap<String, String>,
     /// Whether only the number of rows is wanted: the columns are read and then dropped.
     pub(crate) rows_only: bool,
     /// Rows that fail it may be left out.
@@ -87,21 +89,38 @@ impl ScanLeaf {
             let counted = time.as_deref().and_then(|time| table.columns.column(time));
             columns.extend(counted.or(all.first()).cloned());
         }
+        let renamed = all.iter().filter(|column| column.stored.is_some());
+        let stored = renamed.map(|column| (column.name.clone(), column.stored_name().to_owned()));
         Self {
             table: table.id,
             name: table.name.clone(),
             space,
             columns,
+            stored: stored.collect(),
             rows_only,
             predicate: Predicate::default(),
             chunks: Vec::new(),
         }
     }
 
+    /// The same scan in the names that chunk stores have columns under.
+    fn in_store(&self) -> Self {
+        if self.stored.is_empty() {
+            return self.clone();
+        }
+        let name = |name: &String| self.stored.get(name).unwrap_or(name).clone();
+        let column = |column: &Column| Column { name: name(&column.name), ..column.clone() };
+        let term = |term: &Term| Term { column: name(&term.column), ..term.clone() };
+        Self {
+            columns: self.columns.iter().map(column).collect(),
+            predicate: Predicate { terms: self.predicate.terms.iter().map(term).collect() },
+            ..self.clone()
+        }
+    }
+
     /// The columns that the store is asked for.
     fn read_schema(&self) -> SchemaRef {
-        let fields: Vec<_> = self.columns.iter().map(Column::to_field).collect();
-        Arc::new(Schema::new(fields))
+        Arc::new(Schema::new(self.columns.iter().map(Column::to_field).collect::<Vec<_>>()))
     }
 
     /// The columns that come out.
@@ -305,12 +324,13 @@ impl ExecutionPlan for ChunkScanExec {
         // Chunks are dealt out in turn, so that neighbours in time are read at the same time.
         let partitions = self.properties.partitioning.partition_count();
         let dealt = self.leaf.chunks.iter().copied().skip(partition).step_by(partitions);
+        let leaf = self.leaf.in_store();
         let requests = dealt.map(|chunk| ScanRequest {
             chunk,
             snapshot: binding.snapshot,
             own: binding.own,
-            columns: self.leaf.read_schema(),
-            predicate: self.leaf.predicate.clone(),
+            columns: leaf.read_schema(),
+            predicate: leaf.predicate.clone(),
         });
         let requests: Vec<ScanRequest> = requests.collect();
         let rows = MetricBuilder::new(&self.metrics).output_rows(partition);

@@ -233,7 +233,7 @@ mod tests {
         array: impl Array + 'static,
         column_type: ColumnType,
     ) -> Result<Vec<String>, Error> {
-        let column = Column { name: "x".into(), column_type, nullable: true, default: None };
+        let column = Column::new("x", column_type);
         let zone = Zone::parse("America/New_York").expect("it exists");
         let array: ArrayRef = Arc::new(array);
         let result = assign(&array, &column, zone)?;

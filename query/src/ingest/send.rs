@@ -629,11 +629,12 @@ fn wire_part(share: &Share, number: u32, part: &Encoded) -> hypertide_proto::wir
         table: share.table.id.0,
         ..Default::default()
     };
+    let stored = |name: &str| share.table.columns.stored_name(name).to_owned();
     if let TableKind::Hypertable(hypertable) = &share.table.kind {
         for dimension in &hypertable.dimensions {
             match dimension.rule {
-                Rule::Time { .. } => spec.time_column.clone_from(&dimension.column),
-                Rule::Hash { .. } => spec.order_columns.push(dimension.column.clone()),
+                Rule::Time { .. } => spec.time_column = stored(&dimension.column),
+                Rule::Hash { .. } => spec.order_columns.push(stored(&dimension.column)),
             }
         }
     }
@@ -659,7 +660,7 @@ fn gather(
     for Group { key, rows: positions, .. } in groups {
         let place = (table.id, key.clone());
         let gather = gathers.entry(place.clone());
-        let gather = gather.or_insert_with(|| Gather::new(table.columns.to_arrow()));
+        let gather = gather.or_insert_with(|| Gather::new(table.columns.to_stored()));
         let complete = gather.add(rows, positions)?;
         parts.extend(complete.into_iter().map(|rows| (place.clone(), rows)));
     }

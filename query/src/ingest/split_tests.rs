@@ -24,12 +24,7 @@ use crate::prune::prune;
 const INTERVAL: i64 = 1000;
 
 fn table(buckets: usize) -> Table {
-    let column = |name: &str, column_type| Column {
-        name: name.into(),
-        column_type,
-        nullable: true,
-        default: None,
-    };
+    let column = |name: &str, column_type| Column::new(name, column_type);
     let dimension = |number: u64, column: &str, rule| Dimension {
         id: DimensionId(number),
         column: column.into(),
@@ -48,6 +43,8 @@ fn table(buckets: usize) -> Table {
             ],
         },
         version: 1,
+        oldest: 1,
+        dropped: Vec::new(),
         kind: TableKind::Hypertable(Hypertable {
             attached_unasked: Vec::new(),
             blocked: Vec::new(),

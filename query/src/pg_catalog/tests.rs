@@ -133,10 +133,9 @@ ORDER BY pg_catalog.pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT', c.oid::pg_ca
 /// A context over a catalog with one table.
 async fn context() -> SessionContext {
     let column = |name: &str, column_type, nullable, default: Option<&str>| Column {
-        name: name.to_owned(),
-        column_type,
         nullable,
         default: default.map(str::to_owned),
+        ..Column::new(name, column_type)
     };
     let columns = vec![
         column("time", ColumnType::TimestampTz, false, None),

@@ -23,12 +23,7 @@ const PARTITIONS: u16 = 3;
 const INTERVAL: i64 = DAY_MICROS;
 
 fn table() -> Table {
-    let column = |name: &str, column_type| Column {
-        name: name.to_owned(),
-        column_type,
-        nullable: true,
-        default: None,
-    };
+    let column = |name: &str, column_type| Column::new(name, column_type);
     let dimension =
         |id, name: &str, rule| Dimension { id: DimensionId(id), column: name.to_owned(), rule };
     let buckets = vec![vec![NodeId(1)]; usize::from(PARTITIONS)];
@@ -44,6 +39,8 @@ fn table() -> Table {
         owner: "hypertide".to_owned(),
         columns: TableSchema { columns },
         version: 1,
+        oldest: 1,
+        dropped: Vec::new(),
         kind: TableKind::Hypertable(Hypertable {
             attached_unasked: Vec::new(),
             blocked: Vec::new(),

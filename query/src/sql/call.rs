@@ -3,7 +3,7 @@
 //! They are run before the query they stand in is planned, and their rows take their place in it as a table function
 //! without arguments. So they can be filtered, joined and counted like any other rows.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, ops::ControlFlow, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, StringBuilder, StructArray},
@@ -18,7 +18,7 @@ use datafusion::{
     sql::sqlparser::ast::{
         DataType as SqlType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments,
         Ident, ObjectName, Query, SelectItem, SetExpr, Statement as Ast, TableAlias, TableFactor,
-        TableFunctionArgs, TableWithJoins, Value, ValueWithSpan,
+        TableFunctionArgs, TableWithJoins, Value, ValueWithSpan, VisitMut, visit_expressions_mut,
     },
 };
 use hypertide_proto::schema::ColumnType;
@@ -127,7 +127,12 @@ pub(crate) fn take(ast: &mut Ast) -> Result<Vec<Taken>, Error> {
 }
 
 fn take_query(query: &mut Query, calls: &mut Vec<Taken>) -> Result<(), Error> {
+    for cte in query.with.iter_mut().flat_map(|with| &mut with.cte_tables) {
+        take_query(&mut cte.query, calls)?;
+    }
     let SetExpr::Select(select) = query.body.as_mut() else { return Ok(()) };
+    take_subqueries(&mut select.projection, calls)?;
+    take_subqueries(&mut select.selection, calls)?;
     for from in &mut select.from {
         take_factor(&mut from.relation, calls)?;
         for join in &mut from.joins {
@@ -146,7 +151,9 @@ fn take_query(query: &mut Query, calls: &mut Vec<Taken>) -> Result<(), Error> {
         }
         return Ok(());
     };
-    let Some((name, arguments, alias)) = called(item) else { return Ok(()) };
+    let Some((name, arguments, alias)) = called(item) else {
+        return select.projection.iter_mut().try_for_each(|item| take_nested(item, calls));
+    };
     let column = alias.unwrap_or_else(|| name.text().to_owned());
     let call = Call::new(name, arguments, calls.len(), Some(column.clone()))?;
     select.from = vec![TableWithJoins {
@@ -157,6 +164,22 @@ fn take_query(query: &mut Query, calls: &mut Vec<Taken>) -> Result<(), Error> {
         vec![SelectItem::UnnamedExpr(Expr::Identifier(Ident::with_quote('"', column)))];
     calls.push(Taken::Once(call));
     Ok(())
+}
+
+/// Takes the calls out of the queries within expressions.
+fn take_subqueries(within: &mut impl VisitMut, calls: &mut Vec<Taken>) -> Result<(), Error> {
+    let found = visit_expressions_mut(within, |expr| {
+        let query = match expr {
+            Expr::Subquery(query) => query,
+            Expr::Exists { subquery, .. } | Expr::InSubquery { subquery, .. } => subquery,
+            _ => return ControlFlow::Continue(()),
+        };
+        match take_query(query, calls) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(error),
+        }
+    });
+    found.break_value().map_or(Ok(()), Err)
 }
 
 /// Under which the rows of the call of this number are found.
@@ -179,23 +202,60 @@ fn called(item: &SelectItem) -> Option<(Name, &[FunctionArg], Option<String>)> {
     Some((Name::of(&function.name)?, arguments, alias))
 }
 
+/// Takes calls that stand within expressions: the one row of each becomes a subquery.
+fn take_nested(item: &mut SelectItem, calls: &mut Vec<Taken>) -> Result<(), Error> {
+    let found = visit_expressions_mut(item, |expr| {
+        let taken = match expr {
+            Expr::Function(function) => {
+                Name::of(&function.name).map(|name| subquery(name, expr, calls))
+            }
+            _ => None,
+        };
+        match taken.transpose() {
+            Ok(None) => return ControlFlow::Continue(()),
+            Ok(Some(query)) => *expr = Expr::Subquery(Box::new(query)),
+            Err(error) => return ControlFlow::Break(error),
+        }
+        ControlFlow::Continue(())
+    });
+    found.break_value().map_or(Ok(()), Err)
+}
+
+/// The query of the one value of a call.
+fn subquery(name: Name, expr: &Expr, calls: &mut Vec<Taken>) -> Result<Query, Error> {
+    let column = name.text().to_owned();
+    let (number, arguments) = (calls.len(), arguments_of(name, expr)?);
+    let call = Call { name, table: table_name(number), arguments, record: Some(column.clone()) };
+    let query = one_column(&call, &column)?;
+    calls.push(Taken::Once(call));
+    Ok(query)
+}
+
 /// Takes a call that stands beside others in a select list: its one row becomes a subquery.
 fn take_item(item: &mut SelectItem, calls: &mut Vec<Taken>) -> Result<(), Error> {
-    let Some((name, arguments, alias)) = called(item) else { return Ok(()) };
+    let Some((name, arguments, alias)) = called(item) else { return take_nested(item, calls) };
     let column = alias.unwrap_or_else(|| name.text().to_owned());
     let call = Call::new(name, arguments, calls.len(), Some(column.clone()))?;
-    let mut row = query::select_of(&[Expr::Identifier(Ident::with_quote('"', &column))])?;
-    let Ast::Query(query) = &mut row else { return Ok(()) };
-    if let SetExpr::Select(select) = query.body.as_mut() {
-        let relation = table_factor(&call.table, name.text());
-        select.from = vec![TableWithJoins { relation, joins: Vec::new() }];
-    }
+    let query = one_column(&call, &column)?;
     *item = SelectItem::ExprWithAlias {
-        expr: Expr::Subquery(query.clone()),
+        expr: Expr::Subquery(Box::new(query)),
         alias: Ident::with_quote('"', column),
     };
     calls.push(Taken::Once(call));
     Ok(())
+}
+
+/// The query of the one column of a call.
+fn one_column(call: &Call, column: &str) -> Result<Query, Error> {
+    let row = query::select_of(&[Expr::Identifier(Ident::with_quote('"', column))])?;
+    let Ast::Query(mut query) = row else {
+        return Err(Error::of("XX000", "a query is none"));
+    };
+    if let SetExpr::Select(select) = query.body.as_mut() {
+        let relation = table_factor(&call.table, call.name.text());
+        select.from = vec![TableWithJoins { relation, joins: Vec::new() }];
+    }
+    Ok(*query)
 }
 
 fn take_factor(factor: &mut TableFactor, calls: &mut Vec<Taken>) -> Result<(), Error> {

@@ -29,6 +29,9 @@ use super::{
 };
 use crate::{Error, Session, session::Frame};
 
+/// Begins the names of columns between the two queries.
+const OWN_PREFIX: &str = "__over_";
+
 /// Calls, and the query that gives their arguments.
 #[derive(Clone, Debug)]
 pub(crate) struct Over {
@@ -110,7 +113,7 @@ fn take_nested(outer: &mut Query, table: &str) -> Result<Over, Error> {
     if let SetExpr::Select(select) = outer.body.as_mut() {
         let _ = visit_expressions_mut(&mut select.projection, |expr| {
             let Some(name) = name_of(expr) else { return ControlFlow::Continue(()) };
-            let column = format!("__r{}", calls.len());
+            let column = format!("{OWN_PREFIX}r{}", calls.len());
             let replaced = Expr::Identifier(Ident::with_quote('"', &column));
             match row_call((expr, name), column, &mut arguments) {
                 Ok(call) => calls.push(call),
@@ -130,11 +133,62 @@ fn take_nested(outer: &mut Query, table: &str) -> Result<Over, Error> {
     if let Some(error) = failed {
         return Err(error);
     }
+    let kept = keep_columns(outer);
+    let order = (0..kept.len()).map(Place::Kept).chain((0..calls.len()).map(Place::Called));
+    let order = order.collect();
     if let SetExpr::Select(select) = inner.body.as_mut() {
-        select.projection = arguments;
+        select.projection = kept.into_iter().chain(arguments).collect();
     }
-    let order = (0..calls.len()).map(Place::Called).collect();
     Ok(Over { query: Ast::Query(Box::new(inner)), calls, order })
+}
+
+/// Replaces the columns that stand beside calls; gives them as items of the query that is run first.
+fn keep_columns(outer: &mut Query) -> Vec<SelectItem> {
+    let (mut kept, mut names) = (Vec::new(), Vec::new());
+    let mut keep = |expr: &mut Expr| {
+        let name = match expr {
+            Expr::Identifier(name) => name,
+            Expr::CompoundIdentifier(parts) => match parts.last() {
+                Some(name) => name,
+                None => return ControlFlow::<()>::Continue(()),
+            },
+            _ => return ControlFlow::Continue(()),
+        };
+        if !name.value.starts_with(OWN_PREFIX) {
+            let alias = Ident::with_quote('"', format!("{OWN_PREFIX}k{}", kept.len()));
+            let new = Expr::Identifier(alias.clone());
+            let expr = std::mem::replace(expr, new);
+            kept.push(SelectItem::ExprWithAlias { expr, alias });
+        }
+        ControlFlow::Continue(())
+    };
+    if let SetExpr::Select(select) = outer.body.as_mut() {
+        for item in &mut select.projection {
+            // Alone, it keeps its name.
+            if let SelectItem::UnnamedExpr(expr) = item {
+                let name = match expr {
+                    Expr::Identifier(name) => Some(name.clone()),
+                    Expr::CompoundIdentifier(parts) => parts.last().cloned(),
+                    _ => None,
+                };
+                let name = name.filter(|name| !name.value.starts_with(OWN_PREFIX));
+                if let Some(alias) = name {
+                    *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
+                }
+            }
+            if let SelectItem::ExprWithAlias { alias, .. } = item {
+                names.push(super::parse::fold(alias));
+            }
+            let _ = visit_expressions_mut(item, &mut keep);
+        }
+    }
+    let _ = visit_expressions_mut(&mut outer.order_by, |expr| match expr {
+        Expr::Identifier(name) if names.contains(&super::parse::fold(name)) => {
+            ControlFlow::Continue(())
+        }
+        expr => keep(expr),
+    });
+    kept
 }
 
 /// A call whose arguments are added to a select list.
@@ -148,7 +202,7 @@ fn row_call(
     }
     let mut parameters = Vec::new();
     for (parameter, expr) in call::arguments_of(name, expr)? {
-        let alias = Ident::with_quote('"', format!("__a{}", list.len()));
+        let alias = Ident::with_quote('"', format!("{OWN_PREFIX}a{}", list.len()));
         list.push(SelectItem::ExprWithAlias { expr, alias });
         parameters.push(parameter);
     }

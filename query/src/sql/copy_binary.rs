@@ -209,12 +209,7 @@ mod tests {
     use super::*;
 
     fn tuples() -> Tuples {
-        let column = |name: &str, column_type| Column {
-            name: name.into(),
-            column_type,
-            nullable: true,
-            default: None,
-        };
+        let column = |name: &str, column_type| Column::new(name, column_type);
         let columns = vec![column("n", ColumnType::Integer), column("t", ColumnType::Text)];
         Tuples::new("m", columns, Zone::UTC)
     }

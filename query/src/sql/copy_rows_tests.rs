@@ -22,12 +22,7 @@ fn format(options: &str) -> Format {
 
 fn reader(options: &str, types: &[ColumnType]) -> Rows {
     let field = |(number, column_type): (usize, &ColumnType)| Field {
-        column: Column {
-            name: char::from(b'a' + number as u8).to_string(),
-            column_type: *column_type,
-            nullable: true,
-            default: None,
-        },
+        column: Column::new(&char::from(b'a' + number as u8).to_string(), *column_type),
         default: Some("7".into()),
     };
     let fields = types.iter().enumerate().map(field).collect();

@@ -102,13 +102,9 @@ fn constraint_error(text: &str) -> Error {
     Error::of("0A000", format_args!("{what} is not supported yet"))
 }
 
-fn column(definition: &ColumnDef) -> Result<Column, Error> {
-    let mut column = Column {
-        name: fold(&definition.name),
-        column_type: types::column_type(&definition.data_type)?,
-        nullable: true,
-        default: None,
-    };
+pub(super) fn column(definition: &ColumnDef) -> Result<Column, Error> {
+    let mut column =
+        Column::new(&fold(&definition.name), types::column_type(&definition.data_type)?);
     for option in &definition.options {
         match &option.option {
             ColumnOption::Null => {}
@@ -130,7 +126,11 @@ fn column(definition: &ColumnDef) -> Result<Column, Error> {
 }
 
 /// A default must be an expression that can be computed and assigned.
-async fn check_default(session: &Session, frame: &Frame, column: &Column) -> Result<(), Error> {
+pub(super) async fn check_default(
+    session: &Session,
+    frame: &Frame,
+    column: &Column,
+) -> Result<(), Error> {
     let Some(default) = table::default_of(column)? else { return Ok(()) };
     let values = query::evaluate(&frame.ctx, &[default], &[]).await.map_err(|error| match error
         .state

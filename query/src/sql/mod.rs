@@ -4,6 +4,7 @@
 //! statement below that. The files from [`civil`] to [`zone`] know PostgreSQL's values as text, both ways; [`binary`]
 //! knows their bytes.
 
+pub(crate) mod alter_table;
 pub(crate) mod binary;
 pub(crate) mod call;
 pub(crate) mod call_over;
@@ -29,6 +30,7 @@ pub(crate) mod membership;
 pub(crate) mod move_chunk;
 pub(crate) mod names;
 pub(crate) mod parse;
+pub(crate) mod policy;
 pub(crate) mod query;
 pub(crate) mod registry;
 pub(crate) mod replica_check;
@@ -37,6 +39,7 @@ pub(crate) mod run;
 mod scripts;
 pub(crate) mod session_functions;
 pub(crate) mod set;
+pub(crate) mod sizes;
 pub(crate) mod split;
 pub(crate) mod table;
 pub(crate) mod table_options;

@@ -197,7 +197,8 @@ pub(crate) fn select_of(expressions: &[Expr]) -> Result<Ast, Error> {
     Ok(ast)
 }
 
-fn one_statement(sql: &str) -> Result<Ast, Error> {
+/// Reads one statement.
+pub(crate) fn one_statement(sql: &str) -> Result<Ast, Error> {
     let mut parser: Parser<'_> = super::parse::parser(sql)?;
     parser.parse_statement().map_err(|error| Error::syntax(&error, sql))
 }
@@ -208,8 +209,7 @@ pub(crate) fn assigned(
     wanted: ColumnType,
     zone: Zone,
 ) -> Result<ScalarValue, Error> {
-    let column =
-        Column { name: "parameter".into(), column_type: wanted, nullable: true, default: None };
+    let column = Column::new("parameter", wanted);
     let array = assign(&value.to_array()?, &column, zone)?;
     Ok(ScalarValue::try_from_array(&array, 0)?)
 }

@@ -12,7 +12,9 @@ use super::{
     call::{Arguments, set_config},
     chunks,
     compression::{self, Change},
-    data_node, health, hypertable, membership, move_chunk, parse, replica_check,
+    data_node, health, hypertable, membership, move_chunk, parse,
+    policy::{self, Kind},
+    replica_check, sizes,
 };
 use crate::{Error, Session, session::Frame};
 
@@ -43,6 +45,18 @@ pub(crate) enum Name {
     CompressChunk,
     DecompressChunk,
     RecompressChunk,
+    HypertableSize,
+    HypertableDetailedSize,
+    ChunksDetailedSize,
+    ApproximateRowCount,
+    ChunkCompressionStats,
+    HypertableCompressionStats,
+    AddRetentionPolicy,
+    RemoveRetentionPolicy,
+    AddCompressionPolicy,
+    RemoveCompressionPolicy,
+    DeleteJob,
+    RunJob,
     SetConfig,
     SetRebalancing,
     HypertideCheck,
@@ -60,12 +74,15 @@ struct Signature {
 /// A result of one column, named like the function.
 const NO_COLUMNS: fn() -> Vec<Field> = Vec::new;
 
-const FUNCTIONS: [Signature; 24] = {
+const FUNCTIONS: [Signature; 36] = {
     use Name::{
-        AddDataNode, AllowNewChunks, AlterDataNode, AttachDataNode, BlockNewChunks,
-        CleanupCopyChunkOperation, CompressChunk, CopyChunk, CreateDistributedHypertable,
-        CreateHypertable, DecompressChunk, DeleteDataNode, DetachDataNode, DrainDataNode,
-        DropChunks, Health, HypertideCheck, MoveChunk, RecompressChunk, SetConfig, SetMinInSync,
+        AddCompressionPolicy, AddDataNode, AddRetentionPolicy, AllowNewChunks, AlterDataNode,
+        ApproximateRowCount, AttachDataNode, BlockNewChunks, ChunkCompressionStats,
+        ChunksDetailedSize, CleanupCopyChunkOperation, CompressChunk, CopyChunk,
+        CreateDistributedHypertable, CreateHypertable, DecompressChunk, DeleteDataNode, DeleteJob,
+        DetachDataNode, DrainDataNode, DropChunks, Health, HypertableCompressionStats,
+        HypertableDetailedSize, HypertableSize, HypertideCheck, MoveChunk, RecompressChunk,
+        RemoveCompressionPolicy, RemoveRetentionPolicy, RunJob, SetConfig, SetMinInSync,
         SetRebalancing, SetReplicationFactor, ShowChunks,
     };
     const fn function(
@@ -145,6 +162,58 @@ const FUNCTIONS: [Signature; 24] = {
             replica_check::columns,
         ),
         function("health", Health, &[], health::columns),
+        function("hypertable_size", HypertableSize, sizes::PARAMETERS, NO_COLUMNS),
+        function(
+            "hypertable_detailed_size",
+            HypertableDetailedSize,
+            sizes::PARAMETERS,
+            sizes::detailed_columns,
+        ),
+        function(
+            "chunks_detailed_size",
+            ChunksDetailedSize,
+            sizes::PARAMETERS,
+            sizes::chunks_columns,
+        ),
+        function("approximate_row_count", ApproximateRowCount, sizes::COUNT_PARAMETERS, NO_COLUMNS),
+        function(
+            "chunk_compression_stats",
+            ChunkCompressionStats,
+            sizes::PARAMETERS,
+            sizes::chunk_stats_columns,
+        ),
+        function(
+            "hypertable_compression_stats",
+            HypertableCompressionStats,
+            sizes::PARAMETERS,
+            sizes::stats_columns,
+        ),
+        function(
+            "add_retention_policy",
+            AddRetentionPolicy,
+            policy::RETENTION_PARAMETERS,
+            NO_COLUMNS,
+        ),
+        function(
+            "remove_retention_policy",
+            RemoveRetentionPolicy,
+            policy::REMOVE_RETENTION_PARAMETERS,
+            NO_COLUMNS,
+        ),
+        function(
+            "add_compression_policy",
+            AddCompressionPolicy,
+            policy::COMPRESSION_PARAMETERS,
+            NO_COLUMNS,
+        ),
+        function(
+            "remove_compression_policy",
+            RemoveCompressionPolicy,
+            policy::REMOVE_COMPRESSION_PARAMETERS,
+            NO_COLUMNS,
+        ),
+        function("delete_job", DeleteJob, policy::JOB_PARAMETERS, NO_COLUMNS),
+        function("run_job", RunJob, policy::JOB_PARAMETERS, NO_COLUMNS),
         function("set_config", SetConfig, &["setting_name", "new_value", "is_local"], NO_COLUMNS),
     ]
 };
@@ -179,8 +248,15 @@ impl Name {
             return columns;
         }
         let data_type = match self {
-            Self::DetachDataNode | Self::BlockNewChunks | Self::AllowNewChunks => DataType::Int32,
-            Self::DeleteDataNode | Self::DrainDataNode => DataType::Boolean,
+            Self::DetachDataNode
+            | Self::BlockNewChunks
+            | Self::AllowNewChunks
+            | Self::AddRetentionPolicy
+            | Self::AddCompressionPolicy => DataType::Int32,
+            Self::DeleteDataNode | Self::DrainDataNode | Self::RemoveCompressionPolicy => {
+                DataType::Boolean
+            }
+            Self::HypertableSize | Self::ApproximateRowCount => DataType::Int64,
             _ => DataType::Utf8,
         };
         vec![Field::new(self.text(), data_type, true)]
@@ -242,6 +318,36 @@ impl Name {
             Self::CompressChunk | Self::DecompressChunk | Self::RecompressChunk => {
                 Box::pin(self.run_rows(session, frame, vec![arguments])).await
             }
+            Self::HypertableSize => sizes::hypertable_size(session, frame, &arguments).await,
+            Self::HypertableDetailedSize => {
+                sizes::hypertable_detailed_size(session, frame, &arguments).await
+            }
+            Self::ChunksDetailedSize => {
+                sizes::chunks_detailed_size(session, frame, &arguments).await
+            }
+            Self::ApproximateRowCount => sizes::approximate_row_count(session, frame, &arguments),
+            Self::ChunkCompressionStats => {
+                sizes::chunk_compression_stats(session, frame, &arguments)
+            }
+            Self::HypertableCompressionStats => {
+                sizes::hypertable_compression_stats(session, frame, &arguments)
+            }
+            Self::AddRetentionPolicy => {
+                policy::add(session, frame, &arguments, Kind::Retention).await
+            }
+            Self::AddCompressionPolicy => {
+                policy::add(session, frame, &arguments, Kind::Compression).await
+            }
+            Self::RemoveRetentionPolicy => {
+                policy::remove(session, frame, &arguments, Kind::Retention).await?;
+                Ok(policy::nothing())
+            }
+            Self::RemoveCompressionPolicy => {
+                let had = policy::remove(session, frame, &arguments, Kind::Compression).await?;
+                Ok(policy::flag(had))
+            }
+            Self::DeleteJob => policy::delete(session, &arguments).await,
+            Self::RunJob => policy::run(session, &arguments).await,
             Self::SetConfig => set_config(session, &arguments),
             Self::SetRebalancing => membership::set_rebalancing(session, frame, &arguments).await,
             Self::HypertideCheck => replica_check::run(session, frame, &arguments).await,

@@ -13,7 +13,7 @@ use datafusion::{
 };
 
 use super::{
-    copy_from, copy_to, create_table, drop, insert,
+    alter_table, copy_from, copy_to, create_table, drop, insert,
     parse::{Statement, fold},
     query,
     set::Set,
@@ -68,6 +68,7 @@ async fn run_sql(
         }
         Ast::Savepoint { name } => transaction::savepoint(session, name),
         Ast::ReleaseSavepoint { name } => transaction::release(session, name),
+        Ast::AlterTable(alter) => alter_table::run(session, alter).await,
         Ast::CreateTable(create) => create_table::run(session, create).await,
         Ast::Drop { object_type: ObjectType::Table, if_exists, names, .. } => {
             drop::drop_tables(session, names, *if_exists).await
@@ -218,7 +219,6 @@ pub(crate) fn unsupported(statement: &Ast) -> Error {
         Ast::Commit { .. } | Ast::Rollback { .. } => Error::unsupported("AND CHAIN"),
         Ast::Update(_) => Error::of("0A000", "UPDATE is not supported yet"),
         Ast::Delete(_) => Error::of("0A000", "DELETE is not supported yet"),
-        Ast::AlterTable(_) => Error::of("0A000", "ALTER TABLE is not supported yet"),
         Ast::Comment { .. } => Error::unsupported("COMMENT ON"),
         other => {
             let text = other.to_string();

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod information;
+mod jobs;
 mod rows;
 mod timescale;
 
@@ -64,6 +65,8 @@ const TIMESCALE: &[View] = &[
     ("data_nodes", Maker::Image(timescale::data_nodes)),
     ("dimensions", Maker::Image(timescale::dimensions)),
     ("hypertables", Maker::Image(timescale::hypertables)),
+    ("job_stats", Maker::Image(jobs::job_stats)),
+    ("jobs", Maker::Image(jobs::jobs)),
 ];
 const CATALOG_TABLES: &[View] = &[("chunk", Maker::Image(timescale::chunk_catalog))];
 const EXPERIMENTAL: &[View] =

@@ -142,12 +142,7 @@ impl Rows {
 
 /// The table's columns.
 pub fn schema() -> SchemaRef {
-    let column = |name: &str, column_type| Column {
-        name: name.to_owned(),
-        column_type,
-        nullable: true,
-        default: None,
-    };
+    let column = |name: &str, column_type| Column::new(name, column_type);
     let time = [column("time", ColumnType::TimestampTz)].into_iter();
     let tags = TAG_NAMES.map(|name| column(name, ColumnType::Text));
     let metrics = METRIC_NAMES.map(|name| column(name, ColumnType::Double));

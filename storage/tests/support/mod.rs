@@ -31,12 +31,7 @@ pub fn config(dir: &Path) -> StoreConfig {
 }
 
 pub fn schema() -> SchemaRef {
-    let column = |name: &str, column_type| Column {
-        name: name.to_owned(),
-        column_type,
-        nullable: true,
-        default: None,
-    };
+    let column = |name: &str, column_type| Column::new(name, column_type);
     TableSchema {
         columns: vec![
             column("time", ColumnType::TimestampTz),

@@ -27,12 +27,7 @@ fn whole() -> Catalog {
         rpc: at(),
         http: at(),
     };
-    let time = Column {
-        name: "time".to_owned(),
-        column_type: ColumnType::BigInt,
-        nullable: true,
-        default: None,
-    };
+    let time = Column::new("time", ColumnType::BigInt);
     let create = Command::CreateTable {
         schema: "public".to_owned(),
         name: "t".to_owned(),

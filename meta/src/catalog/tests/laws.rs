@@ -42,7 +42,7 @@ enum Draft {
 }
 
 fn column(name: &str, column_type: ColumnType) -> Column {
-    Column { name: name.to_owned(), column_type, nullable: true, default: None }
+    Column::new(name, column_type)
 }
 
 fn new_table(name: &str, if_not_exists: bool) -> Command {

@@ -1,6 +1,7 @@
 //! Tests of the catalog as a whole: scripts ([`script`] and [`replicas`]), laws over random commands ([`laws`]), and catalogs that
 //! [`Catalog::check`] must refuse ([`broken`]).
 
+mod alter;
 mod broken;
 mod laws;
 mod replicas;

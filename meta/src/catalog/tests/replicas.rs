@@ -1,11 +1,12 @@
 //! Script commands on replicas, data nodes and what operators ask for.
 
 use goldenscript::Command as Line;
-use hypertide_proto::ids::{ChunkId, Csn, DiskId, Epoch, Rid};
+use hypertide_proto::ids::{ChunkId, Csn, DiskId, Epoch, JobId, Rid};
 
 use super::script::{Answer, Script, id, key_value, listed, rid};
 use crate::catalog::{
-    Command, Compression, Detach, Health, Held, Order, OrderBy, Rebalancing, RowKey,
+    Command, Compression, Detach, Health, Held, Order, OrderBy, Policy, Rebalancing, RowKey,
+    Schedule, Span,
 };
 
 fn chunk(text: &str) -> Answer<ChunkId> {
@@ -118,6 +119,21 @@ fn wish(script: &Script, name: &str, words: &[&str], line: &Line) -> Answer<Opti
                 chunk_interval: None,
             });
             Command::SetCompression { table: script.table(table)?, compression }
+        }
+        ("job", [table, kind, micros]) => {
+            let after = Span { micros: micros.parse()?, ..Span::default() };
+            let policy = match *kind {
+                "retention" => Policy::Retention { drop_after: after },
+                _ => Policy::Compression { compress_after: after },
+            };
+            let schedule = Schedule { every_ms: 100_000, from_ms: None };
+            let (table, owner) = (script.table(table)?, "ann".to_owned());
+            Command::AddJob { table, owner, policy, schedule, if_not_exists: false }
+        }
+        ("remove", [job]) => Command::RemoveJob { job: JobId(id(job, "j")?) },
+        ("run", [job]) => {
+            let at_once = args.take_key("now").is_some();
+            Command::RunJob { job: JobId(id(job, "j")?), at_once }
         }
         ("compressed", [text, before, after]) => {
             let held = script.held(text, None)?;

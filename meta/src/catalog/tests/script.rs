@@ -16,7 +16,7 @@ use hypertide_proto::{
 };
 use test_each_file::test_each_path;
 
-use super::{Kept, replicas};
+use super::{Kept, alter, replicas};
 use crate::catalog::{
     Block, Changes, Chunk, ChunkState, Command, CommitPart, CommitRecord, DataNode, HypertableSpec,
     Joiner, apply::Step,
@@ -58,13 +58,17 @@ impl goldenscript::Runner for Script {
                 return Ok(fate.map_or_else(|| "open".to_owned(), |fate| fate.to_string()));
             }
             ("show", [what]) => return self.show(what),
+            ("columns", [table]) => return alter::shown(self, table),
             (name, words) => {
                 let exists = context.tags.contains("if_not_exists");
                 let command = match data_definition(self, name, words, (line, exists))? {
                     Some(command) => command,
-                    None => match replicas::command(self, name, words, line)? {
+                    None => match alter::command(self, name, words, line)? {
                         Some(command) => command,
-                        None => manipulation(self, name, words, line)?,
+                        None => match replicas::command(self, name, words, line)? {
+                            Some(command) => command,
+                            None => manipulation(self, name, words, line)?,
+                        },
                     },
                 };
                 return Ok(self.kept.apply(&command)?.to_string());
@@ -129,6 +133,7 @@ impl Script {
                 show(catalog.writes.iter().map(|(id, write)| format!("{id} csn={}", write.csn)))
             }
             "orders" => show(catalog.orders()),
+            "jobs" => show(catalog.jobs()),
             "states" => {
                 let state = |node: &DataNode| format!("{} {}", node.name, catalog.node_state(node));
                 show(catalog.data_nodes().map(state))
@@ -232,7 +237,8 @@ fn commit(txn: TxnId, line: &Line) -> Answer<CommitRecord> {
     Ok(CommitRecord { txn, write: write.map(|number: u8| (WriteId([number; 16]), hash)), parts })
 }
 
-fn columns(line: &Line) -> Answer<TableSchema> {
+/// The columns among the arguments: `x=bigint`.
+pub(super) fn columns(line: &Line) -> Answer<TableSchema> {
     let column = |(name, column_type): (&str, &str)| -> Answer<Column> {
         let column_type = match column_type {
             "timestamptz" => ColumnType::TimestampTz,
@@ -241,9 +247,11 @@ fn columns(line: &Line) -> Answer<TableSchema> {
             "double" => ColumnType::Double,
             other => return Err(format!("unknown type {other}").into()),
         };
-        Ok(Column { name: name.to_owned(), column_type, nullable: true, default: None })
+        Ok(Column::new(name, column_type))
     };
-    let columns = line.args.iter().filter_map(key_value).map(column);
+    let options = ["older", "null"];
+    let columns = line.args.iter().filter_map(key_value).filter(|(key, _)| !options.contains(key));
+    let columns = columns.map(column);
     Ok(TableSchema { columns: columns.collect::<Answer<_>>()? })
 }
 

@@ -133,12 +133,7 @@ impl Cluster {
         columns: &[(&str, ColumnType)],
         spec: Option<HypertableSpec>,
     ) {
-        let columns = columns.iter().map(|(name, column_type)| Column {
-            name: (*name).to_owned(),
-            column_type: *column_type,
-            nullable: true,
-            default: None,
-        });
+        let columns = columns.iter().map(|(name, column_type)| Column::new(name, *column_type));
         let create = Command::CreateTable {
             schema: "public".to_owned(),
             name: name.to_owned(),

@@ -39,7 +39,7 @@ fn binary(field: Field, array: ArrayRef) -> Vec<Option<Vec<u8>>> {
 }
 
 fn field(column_type: ColumnType) -> Field {
-    TableColumn { name: "x".into(), column_type, nullable: true, default: None }.to_field()
+    TableColumn::new("x", column_type).to_field()
 }
 
 /// The numeric in a binary value, as text.
