@@ -1,6 +1,6 @@
 //! Ingest over Arrow Flight SQL.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use arrow::{
     array::{
@@ -15,7 +15,7 @@ use arrow_flight::{
         client::FlightSqlServiceClient,
     },
 };
-use futures::stream;
+use futures::{StreamExt, stream};
 use hypertide_proto::client::Channels;
 use tonic::{Code, transport::Channel};
 
@@ -26,6 +26,8 @@ use crate::{
     workload::rows::Row,
 };
 
+/// Time after which a stream that is to be broken off is: enough for its first half to arrive.
+const CUT_AFTER: Duration = Duration::from_millis(60);
 /// Rows of a batch: several batches to a statement.
 const BATCH_ROWS: usize = 7;
 
@@ -59,18 +61,15 @@ impl Client {
         let batches: Result<Vec<RecordBatch>, ArrowError> =
             half.chunks(BATCH_ROWS).map(batch).collect();
         let batches = batches.map_err(|error| Failure::never("batch", error))?;
-        let broken = FlightError::from_external_error("broken off by the client".into());
-        let stream = stream::iter(batches.into_iter().map(Ok).chain([Err(broken)]));
-        match self.flight.execute_ingest(command(), stream).await {
-            Ok(rows) => {
-                let message = format!("a stream that broke off was acknowledged with {rows} rows");
-                Err(Failure { lost: false, ..Failure::never("acked", message) })
-            }
-            Err(error) => {
-                let message = format!("the client broke the stream off: {error}");
-                Err(Failure { lost: false, ..Failure::never("cut", message) })
-            }
-        }
+        // The stream never ends by itself: to the server an end would be a statement like any other.
+        let stream = stream::iter(batches.into_iter().map(Ok)).chain(stream::pending());
+        let call = self.flight.execute_ingest(command(), stream);
+        let (state, message) = match tokio::time::timeout(CUT_AFTER, call).await {
+            Err(_) => ("cut", "the client broke the stream off".to_owned()),
+            Ok(Err(error)) => ("cut", format!("the server broke the stream off: {error}")),
+            Ok(Ok(rows)) => ("acked", format!("half a stream was acknowledged with {rows} rows")),
+        };
+        Err(Failure::never(state, message))
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! A list in the table is a set: SQL does not tell in which order its values were committed. The order is taken from the
 //! log: of values whose place in it is known, that; of others, the first snapshot that has them. Any cluster that keeps
-//! its promise has an order that agrees with this, since no read tells the two apart.
+//! its promise has an order that agrees with this: no read tells the two apart, and an append without a known place is
+//! given no end in time either.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -79,6 +80,8 @@ fn history(evidence: &Evidence, lists: &[&Op]) -> String {
     for op in lists {
         let (asked, answered) = micro(evidence, op, &places);
         let kind = match op.outcome {
+            // Its place was guessed from reads, which may be later than what began after it.
+            Outcome::Ok if unplaced(op) => "info",
             Outcome::Ok => "ok",
             Outcome::Fail => "fail",
             Outcome::Info => "info",
@@ -96,6 +99,12 @@ fn history(evidence: &Evidence, lists: &[&Op]) -> String {
     // What ends at the very moment at which another begins did not end before it.
     lines.sort_by_key(|(time, begins, _)| (*time, !*begins));
     lines.into_iter().map(|(.., line)| line + "\n").collect()
+}
+
+/// Whether it is an append whose place in the log nobody told.
+const fn unplaced(op: &Op) -> bool {
+    matches!(op.action, Action::Append { .. })
+        && !matches!(op.answer, Answer::Written { index: Some(_), .. })
 }
 
 /// Reads at the end all come from one process that does them one after the other.

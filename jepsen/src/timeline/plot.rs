@@ -317,12 +317,13 @@ fn op_lanes(page: &mut String, frame: Frame, evidence: &Evidence, mut y: f64) ->
 /// Where the first violation is seen.
 fn hits(page: &mut String, frame: Frame, evidence: &Evidence, results: &Results) -> fmt::Result {
     let Some(first) = results.violations.first() else { return Ok(()) };
-    for op in evidence.ops.iter().filter(|op| first.ops.contains(&op.id)) {
+    for (at, op) in evidence.ops.iter().filter(|op| first.ops.contains(&op.id)).enumerate() {
         let x = frame.x(op.start_us);
+        let y = 16.0 + 12.0 * float(at as u64 % 4);
         write!(
             page,
             "<line class=\"hit\" x1=\"{x:.1}\" y1=\"8\" x2=\"{x:.1}\" y2=\"{:.0}\"><title>{} {}</title></line>\
-                      <text x=\"{:.1}\" y=\"16\" style=\"fill:var(--info)\">{} {}</text>",
+                      <text x=\"{:.1}\" y=\"{y:.0}\" style=\"fill:var(--info)\">{} {}</text>",
             frame.height - 24.0,
             first.checker,
             op.id,

@@ -83,7 +83,7 @@ fn op_row(page: &mut String, op: &Op) -> fmt::Result {
     let process = if op.closing { "at the end".to_owned() } else { op.process.to_string() };
     write!(
         page,
-        "<tr><td>{}<td>{process}<td>{}<td class=\"num\">{:.3} s<td class=\"num\">{:.3} s<td>{}<td><code>{}</code>",
+        "<tr><td class=\"short\">{}<td class=\"short\">{process}<td class=\"short\">{}<td class=\"num\">{:.3} s<td class=\"num\">{:.3} s<td>{}<td><code>{}</code>",
         op.id,
         op.node,
         seconds(op.start_us / 1000),
@@ -137,7 +137,7 @@ pub(super) fn faults(page: &mut String, evidence: &Evidence) -> fmt::Result {
         };
         write!(
             page,
-            "<tr><td>{}<td>{}<td class=\"num\">{:.1} s<td class=\"num\">{:.1} s<td>{status}<td>{} {}",
+            "<tr><td class=\"short\">{}<td class=\"short\">{}<td class=\"num\">{:.1} s<td class=\"num\">{:.1} s<td class=\"short\">{status}<td>{} {}",
             fault.event.kind.name(),
             fault.nodes.join(" "),
             seconds(fault.start_us / 1000),
