@@ -9,6 +9,8 @@
 //! - [`checker`] has the properties, each a pure function of what was recorded; [`results`] and [`timeline`] tell them.
 //! - [`run`] puts a run together, [`suite`] many; [`shrink`] looks for fewer faults that do the same.
 
+#![expect(clippy::print_stdout, reason = "standard output is what the command line answers on")]
+
 mod checker;
 mod client;
 mod closing;

@@ -1,6 +1,6 @@
 //! Looks for fewer faults with which a run fails in the same way, by leaving out parts of the schedule (ddmin).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 
@@ -39,7 +39,7 @@ pub(crate) async fn run(old: &Path, attempts: u32) -> anyhow::Result<bool> {
     Ok(search.best.len() < count)
 }
 
-fn keep(dir: &PathBuf) -> anyhow::Result<()> {
+fn keep(dir: &Path) -> anyhow::Result<()> {
     std::fs::write(dir.join("smaller"), "fails in the same way\n").context("mark the run")
 }
 

@@ -25,6 +25,9 @@ const TICKS_MAX: usize = 5_000;
 /// Latencies are drawn from one to a hundred thousand milliseconds.
 const DECADES: f64 = 5.0;
 
+/// A curve's class, and which operations it counts.
+type Curve = (&'static str, fn(&Op) -> bool);
+
 /// Where things lie.
 #[derive(Clone, Copy, Debug)]
 struct Frame {
@@ -120,7 +123,7 @@ fn axis(page: &mut String, frame: Frame) -> fmt::Result {
 
 /// Operations a second, by what became of them.
 fn rates(page: &mut String, frame: Frame, evidence: &Evidence, y: f64) -> fmt::Result {
-    let curves: [(&str, fn(&Op) -> bool); 4] = [
+    let curves: [Curve; 4] = [
         ("ok", |op| op.outcome == Outcome::Ok && op.action.writes()),
         ("readok", |op| op.outcome == Outcome::Ok && !op.action.writes()),
         ("failed", |op| op.outcome == Outcome::Fail),
