@@ -24,6 +24,8 @@ use plan::{Class, Event, Kind, Record, Status, Target};
 
 /// Time for a node to serve again after it was started.
 const REVIVE_LIMIT: Duration = Duration::from_secs(60);
+/// Longest that a fault waits for a node that is under another one.
+const BUSY_LIMIT: Duration = Duration::from_secs(20);
 /// Pause between two looks.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Longest that a fault waits until faults of files are over, or that those wait for the others.
@@ -128,12 +130,14 @@ impl Nemesis {
         let exclusive = !matches!(event.kind.class(), Class::Network | Class::Membership);
         let mut held: Vec<MutexGuard<'_, ()>> = Vec::new();
         for node in nodes.iter().filter(|_| exclusive) {
-            let Ok(guard) = node.busy.try_lock() else {
+            // Faults that need several nodes ask for them in one order.
+            let Ok(guard) = tokio::time::timeout(BUSY_LIMIT, node.busy.lock()).await else {
                 record.proof = format!("{} is under another fault", node.name);
                 return;
             };
             held.push(guard);
         }
+        record.start_us = self.now_us();
         if exclusive && let Some(dead) = nodes.iter().find(|node| !node.alive()) {
             record.proof = format!("{} does not run", dead.name);
             return;

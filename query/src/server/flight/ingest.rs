@@ -24,7 +24,7 @@ pub(super) async fn run(
     check(&command)?;
     let session = statement::session(engine, headers).await?;
     // A call that is dropped with its client must not drop a commit on its way; before, its stream of rows ends with an
-    // error and so does the statement.
+    // error ([`super::upload`]) and so does the statement.
     let running = tokio::spawn(append(session, command, rows));
     let count = running.await.map_err(|error| {
         Error::new(SqlState("XX000"), format!("an ingest ended unexpectedly: {error}"))

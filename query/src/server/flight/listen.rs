@@ -7,7 +7,7 @@ use hypertide_proto::client::FRAME_BYTES_MAX;
 use tokio::{net::TcpListener, sync::watch, time::sleep};
 use tonic::transport::{Server, server::TcpIncoming};
 
-use super::service::FlightService;
+use super::{service::FlightService, upload::Uploads};
 use crate::{Engine, Error, SqlState};
 
 /// Largest message in either direction: clients send a record batch as one message.
@@ -40,7 +40,7 @@ pub async fn serve_flight(
         .max_concurrent_streams(STREAMS_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(service)
+        .add_service(Uploads(service))
         .serve_with_incoming_shutdown(incoming, stopped(shutdown.clone()));
     tokio::select! {
         served = serving => served.map_err(|error| {

@@ -24,5 +24,6 @@ mod prepared;
 mod service;
 mod statement;
 mod status;
+mod upload;
 
 pub use listen::serve_flight;
