@@ -33,6 +33,8 @@ pub(crate) const TIME_ZONE: &str = "timezone";
 pub(crate) const PUSHDOWN: &str = "hypertide.enable_pushdown";
 /// Name of the setting that turns the sending of slow fragments to another replica off.
 const HEDGED: &str = "hypertide.enable_hedged_reads";
+/// Name of the setting that turns answers from zone maps, and scans that stop early, off.
+pub(crate) const SUMMARIES: &str = "hypertide.enable_summaries";
 
 /// What the execution nodes of a statement must know; an extension of its configuration.
 #[derive(Clone)]
@@ -55,6 +57,8 @@ pub(crate) struct Statement {
     pub(crate) settings: BTreeMap<String, String>,
     /// Whether filters, aggregates and so on may run on data nodes.
     pub(crate) pushdown: bool,
+    /// Whether scans may answer from zone maps and leave out rows that are of no use.
+    pub(crate) summaries: bool,
     /// Names the statement in the logs of all nodes.
     pub(crate) trace: String,
 }
@@ -83,13 +87,16 @@ pub(crate) struct Choices<'a> {
     pub(crate) pushdown: bool,
     /// Whether slow fragments are sent to another replica, too.
     pub(crate) hedged: bool,
+    /// Whether scans may answer from zone maps and leave out rows that are of no use.
+    pub(crate) summaries: bool,
 }
 
 impl<'a> Choices<'a> {
     fn of(settings: &'a Settings) -> Self {
         let zone = settings.get(TIME_ZONE).unwrap_or("UTC");
         let on = |name: &str| settings.get(name).is_none_or(|value| !is_off(value));
-        Self { zone, pushdown: on(PUSHDOWN), hedged: on(HEDGED) }
+        let (hedged, summaries) = (on(HEDGED), on(SUMMARIES));
+        Self { zone, pushdown: on(PUSHDOWN), hedged, summaries }
     }
 }
 
@@ -110,7 +117,7 @@ pub(crate) fn chosen_context(
     snapshot: &Snapshot,
     deadline: Instant,
 ) -> Result<SessionContext, Error> {
-    let Choices { zone, pushdown, hedged } = choices;
+    let Choices { zone, pushdown, hedged, summaries } = choices;
     let statement = Statement {
         catalog: Arc::clone(&engine.catalog),
         channels: engine.channels.clone(),
@@ -121,6 +128,7 @@ pub(crate) fn chosen_context(
         deadline,
         settings: BTreeMap::from([(TIME_ZONE.to_owned(), zone.to_owned())]),
         pushdown,
+        summaries,
         trace: Uuid::new_v4().simple().to_string(),
     };
     let mut state = engine.template.clone();

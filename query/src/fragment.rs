@@ -6,7 +6,6 @@
 //! committed after the snapshot and is invisible.
 
 use std::{
-    collections::BTreeSet,
     fmt,
     pin::Pin,
     sync::Arc,
@@ -16,7 +15,6 @@ use std::{
 
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use datafusion::{
-    common::tree_node::{Transformed, TransformedResult, TreeNode},
     error::DataFusionError,
     execution::{
         SessionState, TaskContext, memory_pool::FairSpillPool, runtime_env::RuntimeEnvBuilder,
@@ -45,9 +43,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     Error, context,
-    exec::{
-        Binding, ChunkScanExec, FragmentCodec, PLAN_VERSION, ScanTotals, plan_lines, rpc_error,
-    },
+    exec::{Binding, FragmentCodec, PLAN_VERSION, ScanTotals, bind, plan_lines, rpc_error},
 };
 
 /// Messages that a fragment may be ahead of its reader.
@@ -155,7 +151,8 @@ impl Inner {
             own,
             totals: Arc::clone(&totals),
         };
-        let (plan, chunks) = bind(plan, &binding, self.cores).map_err(|error| rpc_error(&error))?;
+        let (plan, chunks) =
+            bind(&plan, &binding, self.cores).map_err(|error| rpc_error(&error))?;
         self.resolve(&chunks, &request, deadline).await?;
         Ok(Job { plan, context, totals, chunks: chunks.len(), deadline })
     }
@@ -195,7 +192,7 @@ impl Inner {
         Ok(self.node.store().decide(&decisions)?)
     }
 
-    /// Runs the plan and sends its rows; the last message carries what was done.
+    /// Runs the plan and sends its rows; the last message carries what was done, too.
     async fn run(
         job: Job,
         output: &mpsc::Sender<Result<ExecuteReply, Status>>,
@@ -216,6 +213,8 @@ impl Inner {
             .with_schema(schema)
             .with_max_flight_data_size(MESSAGE_BYTES)
             .build(batches);
+        // The last message is held back until the metrics are known: a reader that has enough with it reads no other.
+        let mut held: Option<ExecuteReply> = None;
         while let Some(message) = messages.next().await {
             let message = message.map_err(encode_error)?;
             let reply = ExecuteReply {
@@ -223,7 +222,9 @@ impl Inner {
                 body: message.data_body,
                 metrics: None,
             };
-            if output.send(Ok(reply)).await.is_err() {
+            if let Some(before) = held.replace(reply)
+                && output.send(Ok(before)).await.is_err()
+            {
                 return Ok(());
             }
         }
@@ -232,36 +233,20 @@ impl Inner {
             rows: rows.load(std::sync::atomic::Ordering::Relaxed),
             elapsed_us: started.elapsed().as_micros() as u64,
             chunks: job.chunks as u64,
+            chunks_skipped: job.totals.chunks_skipped(),
             segments: totals.segments,
             segments_skipped: totals.segments_skipped,
+            blocks: totals.blocks,
             blocks_skipped: totals.blocks_skipped,
             bytes_read: totals.bytes_read,
+            bytes_skipped: totals.bytes_skipped,
             plan: plan_lines(job.plan.as_ref()),
         };
-        let last = ExecuteReply { metrics: Some(metrics), ..ExecuteReply::default() };
+        let last = ExecuteReply { metrics: Some(metrics), ..held.unwrap_or_default() };
         // A reader that left does not want it.
         let _ = output.send(Ok(last)).await;
         Ok(())
     }
-}
-
-/// Binds the scans of a plan to the store, and gives the chunks they read.
-fn bind(
-    plan: Arc<dyn ExecutionPlan>,
-    binding: &Binding,
-    cores: usize,
-) -> Result<(Arc<dyn ExecutionPlan>, Vec<ChunkId>), DataFusionError> {
-    let mut chunks = BTreeSet::new();
-    let bound = plan.transform_up(|node| {
-        Ok(match node.downcast_ref::<ChunkScanExec>() {
-            Some(scan) => {
-                chunks.extend(scan.leaf().chunks.iter().copied());
-                Transformed::yes(Arc::new(scan.bind(binding.clone(), cores)) as _)
-            }
-            None => Transformed::no(node),
-        })
-    });
-    Ok((bound.data()?, chunks.into_iter().collect()))
 }
 
 fn out_of_time() -> RpcError {

@@ -13,6 +13,7 @@ mod optimize;
 mod pg_catalog;
 mod prune;
 mod route;
+mod scalar;
 pub mod server;
 mod session;
 mod settings;

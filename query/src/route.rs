@@ -18,6 +18,8 @@ use hypertide_proto::{
 pub(crate) struct ScanChunk {
     /// The chunk.
     pub(crate) id: ChunkId,
+    /// Its slice of time; `None` for a reference table.
+    pub(crate) time: Option<TimeRange>,
     /// Its slice of the first hash dimension; `None` without such a dimension.
     pub(crate) bucket: Option<TimeRange>,
     /// Nodes that hold a replica in sync.
@@ -35,8 +37,13 @@ impl ScanChunk {
                 .and_then(|at| chunk.slices.get(at).copied()),
             TableKind::Reference => None,
         };
+        let time = match &table.kind {
+            // The first dimension is time.
+            TableKind::Hypertable(_) => chunk.slices.first().copied(),
+            TableKind::Reference => None,
+        };
         let replicas = chunk.in_sync.iter().map(|rid| rid.node).collect();
-        Self { id: chunk.id, bucket, replicas }
+        Self { id: chunk.id, time, bucket, replicas }
     }
 }
 
@@ -133,6 +140,7 @@ mod tests {
     fn chunk(id: u64, bucket: Option<(i64, i64)>, replicas: &[u64]) -> ScanChunk {
         ScanChunk {
             id: ChunkId(id),
+            time: None,
             bucket: bucket.and_then(|(start, end)| TimeRange::new(start, end)),
             replicas: replicas.iter().map(|node| NodeId(*node)).collect(),
         }

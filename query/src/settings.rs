@@ -65,6 +65,7 @@ const KNOWN: &[Known] = &[
     Known("extra_float_digits", "1", Kind::Int(-15, 3)),
     Known("hypertide.enable_hedged_reads", "on", Kind::Bool),
     Known("hypertide.enable_pushdown", "on", Kind::Bool),
+    Known("hypertide.enable_summaries", "on", Kind::Bool),
     Known(
         "hypertide.read_consistency",
         "linearizable",

@@ -35,7 +35,9 @@ pub use chunk::part_hash;
 pub use error::Error;
 pub use hypertide_proto::schema::OLDER_ROWS_KEY;
 pub use node::{DataNode, Membership, NodeConfig, TransferStats};
-pub use scan::{Scan, ScanRequest, ScanStats, Top};
+pub use scan::{
+    Answer, Asked, ColumnAnswer, Latest, LatestBy, Scan, ScanRequest, ScanStats, Seen, Top,
+};
 pub use store::{
     ChunkReport, ChunkSpec, ChunkState, ChunkStore, Part, StoreConfig,
     cache::CacheStats,

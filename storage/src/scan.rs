@@ -13,12 +13,17 @@
 //! - Rows that come out are visible at the snapshot, and pass the predicate as far as their columns have it.
 //! - Of the columns wanted, one of type `Dictionary(Int32, _)` comes as it is stored: without a copy of the text a row.
 //! - Memory is bounded by a block a column and the extents that they lie in, whatever the size of the chunk.
+//! - [`Scan::answer`] takes out the blocks of which zone maps tell all, [`Scan::ordered`] reads the best first while its
+//!   reader tells by [`Scan::narrow`] what is still of use (scan/listed.rs), [`Scan::latest`] the last rows of each key
+//!   (scan/latest.rs).
 //! - [`Scan::top`] gives the last rows first, and ends as soon as no other block can hold a later one (scan/top.rs).
 //! - A batch may be empty: a scan that finds nothing for a while says so, so that its reader can end it.
 //!
 //! How fast that is on the TSBS `cpu` table, warm and cold, `cargo bench -p hypertide-storage -- scan` tells.
 
 mod blocks;
+mod latest;
+mod listed;
 mod top;
 
 use std::{ops::Range, sync::Arc};
@@ -30,7 +35,15 @@ use hypertide_proto::{
     schema::OLDER_ROWS_KEY,
 };
 
-use self::{blocks::Blocks, top::Best};
+use self::{
+    blocks::Blocks,
+    latest::Finder,
+    top::{Best, Ranked},
+};
+pub use self::{
+    latest::{Latest, LatestBy, Seen},
+    listed::{Answer, Asked, ColumnAnswer},
+};
 use crate::{
     Error, Tombstone,
     chunk::Rows,
@@ -120,6 +133,8 @@ enum Progress {
         /// The segment being read, and its next block.
         current: Option<(Candidate, usize)>,
     },
+    /// These blocks, the last first, after the recent rows.
+    Listed(Vec<Ranked>),
     /// The best rows first.
     Top(Box<Best>),
 }
@@ -135,6 +150,10 @@ pub struct Scan {
     current: Option<(Arc<Rows>, usize, usize)>,
     /// Rows that may still be given out.
     left: u64,
+    /// Rows that fail one of these are of no use any more.
+    narrowed: Vec<Term>,
+    /// Finds the rows of use, when only the last of each key are.
+    finder: Option<Finder>,
     stats: ScanStats,
     ended: bool,
     on_damage: OnDamage,
@@ -164,6 +183,8 @@ impl Scan {
             recent: recent.into_iter(),
             current: None,
             left: u64::MAX,
+            narrowed: Vec::new(),
+            finder: None,
             stats,
             ended: false,
             on_damage,
@@ -183,17 +204,7 @@ impl Scan {
     pub fn top(mut self, top: &Top) -> Result<Self, Error> {
         self.left = self.left.min(top.rows as u64);
         let mut best = Best::new(self.request.chunk, &self.request.columns, top)?;
-        let segments: Vec<Arc<Segment>> = self.segments.iter().map(Arc::clone).collect();
-        let mut found = Vec::new();
-        for segment in segments {
-            let Some(candidate) = self.candidate(segment) else { continue };
-            for block in 0..candidate.segment.block_count() {
-                if self.may_hold(&candidate, block) {
-                    found.push((candidate.clone(), block));
-                }
-            }
-        }
-        best.look_at(found);
+        best.look_at(self.blocks_of_interest());
         self.progress = Progress::Top(Box::new(best));
         Ok(self)
     }
@@ -215,14 +226,20 @@ impl Scan {
     }
 
     fn advance(&mut self) -> Result<Option<RecordBatch>, Error> {
-        if let Progress::Top(_) = &self.progress {
-            return self.advance_top();
+        match &self.progress {
+            Progress::Top(_) => return self.advance_top(),
+            Progress::Listed(_) => return self.advance_listed(),
+            Progress::Forward { .. } => {}
         }
         for _ in 0..BLOCKS_A_CALL {
             let Some((candidate, block)) = self.next_block() else {
                 return self.next_recent();
             };
-            let read = self.blocks.read(&candidate.at(block), &[], &mut self.stats)?;
+            if !self.may_hold_narrowed(&candidate, block) {
+                continue;
+            }
+            let place = candidate.at(block);
+            let read = self.blocks.read(&place, &self.narrowed, &mut self.stats)?;
             if read.is_some() {
                 return Ok(read);
             }
@@ -290,7 +307,7 @@ impl Scan {
     /// The next recent rows that pass.
     fn next_recent(&mut self) -> Result<Option<RecordBatch>, Error> {
         while let Some(slice) = self.next_recent_slice() {
-            let rows = self.blocks.select(&slice, &[], &mut self.stats)?;
+            let rows = self.blocks.select(&slice, &self.narrowed, &mut self.stats)?;
             if rows.is_some() {
                 return Ok(rows);
             }

@@ -9,6 +9,7 @@
 //! Files and rows change hands under it, so that a scan sees every row exactly once.
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -28,12 +29,12 @@ use hypertide_proto::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ChunkSummary, CompressionSpec, Error, Scan, ScanRequest, Tombstone,
-    chunk::{Decided, Replicas, Rows},
+    ChunkSummary, CompressionSpec, Error, Scan, ScanRequest, Tombstone, batch,
+    chunk::{Admission, Decided, Replicas, Rows},
     compact::{self, Goal},
     journal::{Change, Journal},
     scan::Source,
-    tables::{DecisionRow, Identity, Point},
+    tables::{DecisionRow, Identity, PartHeader, PartKey, Point},
 };
 
 mod admit;

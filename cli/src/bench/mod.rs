@@ -1,4 +1,5 @@
-//! `hypertide bench`: generated data in the shape of the TSBS cpu-only workload, and how fast it loads.
+//! `hypertide bench`: generated data in the shape of the TSBS cpu-only workload, how fast it loads, and how
+//! fast it is queried.
 
 mod ahead;
 mod cpu;
@@ -6,6 +7,7 @@ mod gen_csv;
 mod generate;
 mod ingest;
 mod load;
+mod query;
 mod usage;
 
 use clap::Subcommand;
@@ -21,6 +23,8 @@ pub(crate) enum Verb {
     /// the nodes are told, too. COPY works with any server of the PostgreSQL protocol: name it with --pg, make the table
     /// by hand, and say --existing.
     Load(load::Args),
+    /// Run a named set of queries over the loaded rows, and print how long each took.
+    Query(query::Args),
 }
 
 /// Runs the verb.
@@ -28,5 +32,6 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Gen(args) => generate::run(&args),
         Verb::Load(args) => load::run(args).await,
+        Verb::Query(args) => query::run(args).await,
     }
 }

@@ -90,12 +90,12 @@ impl TableProvider for ImageTable {
         let excluded = self.image.catalog.chunks_of(self.table.id).count() - kept.len();
         let leaf = ScanLeaf {
             predicate: prune::predicate(&self.table, filters),
-            chunks: kept.iter().map(|chunk| chunk.id).collect(),
             ..ScanLeaf::of(&self.table, projection.map(Vec::as_slice))
         };
         let rows = kept.iter().map(|chunk| chunk.rows).sum();
         let chunks: Vec<ScanChunk> =
             kept.into_iter().map(|chunk| ScanChunk::new(&self.table, chunk)).collect();
+        let leaf = leaf.of_chunks(&chunks);
         let fragments = self.route(&chunks, &statement)?;
         let plan = ScanPlan {
             fragments,
@@ -103,6 +103,7 @@ impl TableProvider for ImageTable {
             excluded,
             rows,
             pushdown: statement.pushdown,
+            summaries: statement.summaries,
         };
         Ok(Arc::new(ChunkScanExec::planned(leaf, plan)))
     }

@@ -3,21 +3,13 @@
 //! At the access node it is *planned*: it knows which chunks and which replicas. At a data node it is *bound* to the
 //! chunk store, and only there does it run.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use arrow::{
-    array::{RecordBatch, RecordBatchOptions},
-    datatypes::{Schema, SchemaRef},
-};
 use datafusion::{
-    common::{Statistics, internal_err, stats::Precision, tree_node::TreeNodeRecursion},
+    common::{
+        Statistics, internal_err, runtime::SpawnedTask, stats::Precision,
+        tree_node::TreeNodeRecursion,
+    },
     error::{DataFusionError, Result},
     execution::{SendableRecordBatchStream, TaskContext},
     physical_expr::{EquivalenceProperties, PhysicalExpr},
@@ -27,149 +19,20 @@ use datafusion::{
         execution_plan::{Boundedness, EmissionType, SchedulingType},
         metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricsSet},
         statistics::StatisticsArgs,
-        stream::RecordBatchReceiverStreamBuilder,
+        stream::{RecordBatchReceiverStreamBuilder, RecordBatchStreamAdapter},
     },
 };
-use hypertide_meta::catalog::{Rule, Table, TableKind};
-use hypertide_proto::{
-    error::RpcError,
-    ids::{ChunkId, Csn, NodeId, TableId, TxnId},
-    predicate::{Predicate, Term},
-    schema::Column,
-};
-use hypertide_storage::{ChunkStore, ScanRequest, ScanStats};
-use serde::{Deserialize, Serialize};
+use futures::stream;
+use hypertide_proto::ids::NodeId;
 
+use super::{
+    leaf::ScanLeaf,
+    read::{Bound, Reader},
+};
 use crate::route::{Fragment, ScanChunk};
 
 /// Batches that a scan may be ahead of its reader.
 const BATCHES_AHEAD: usize = 8;
-
-/// What a scan reads: the part of it that travels to data nodes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct ScanLeaf {
-    /// The table.
-    pub(crate) table: TableId,
-    /// Its name, for people.
-    pub(crate) name: String,
-    /// Its space column, on which groups may be complete on one node.
-    pub(crate) space: Option<String>,
-    /// Columns to read, in order.
-    pub(crate) columns: Vec<Column>,
-    /// Columns of the table that chunk stores have under another name, with that.
-    pub(crate) stored: BTreeMap<String, String>,
-    /// Whether only the number of rows is wanted: the columns are read and then dropped.
-    pub(crate) rows_only: bool,
-    /// Rows that fail it may be left out.
-    pub(crate) predicate: Predicate,
-    /// The chunks.
-    pub(crate) chunks: Vec<ChunkId>,
-}
-
-impl ScanLeaf {
-    /// A scan of these columns (all without a projection) and, as yet, of no chunk.
-    pub(crate) fn of(table: &Table, projection: Option<&[usize]>) -> Self {
-        let all = &table.columns.columns;
-        let mut columns: Vec<Column> = match projection {
-            Some(wanted) => wanted.iter().filter_map(|at| all.get(*at)).cloned().collect(),
-            None => all.clone(),
-        };
-        let rows_only = columns.is_empty();
-        let (mut time, mut space) = (None, None);
-        if let TableKind::Hypertable(hypertable) = &table.kind {
-            for dimension in hypertable.dimensions.iter().rev() {
-                let of_rule = match dimension.rule {
-                    Rule::Time { .. } => &mut time,
-                    Rule::Hash { .. } => &mut space,
-                };
-                *of_rule = Some(dimension.column.clone());
-            }
-        }
-        if rows_only {
-            let counted = time.as_deref().and_then(|time| table.columns.column(time));
-            columns.extend(counted.or(all.first()).cloned());
-        }
-        let renamed = all.iter().filter(|column| column.stored.is_some());
-        let stored = renamed.map(|column| (column.name.clone(), column.stored_name().to_owned()));
-        Self {
-            table: table.id,
-            name: table.name.clone(),
-            space,
-            columns,
-            stored: stored.collect(),
-            rows_only,
-            predicate: Predicate::default(),
-            chunks: Vec::new(),
-        }
-    }
-
-    /// The same scan in the names that chunk stores have columns under.
-    fn in_store(&self) -> Self {
-        if self.stored.is_empty() {
-            return self.clone();
-        }
-        let name = |name: &String| self.stored.get(name).unwrap_or(name).clone();
-        let column = |column: &Column| Column { name: name(&column.name), ..column.clone() };
-        let term = |term: &Term| Term { column: name(&term.column), ..term.clone() };
-        Self {
-            columns: self.columns.iter().map(column).collect(),
-            predicate: Predicate { terms: self.predicate.terms.iter().map(term).collect() },
-            ..self.clone()
-        }
-    }
-
-    /// The columns that the store is asked for.
-    fn read_schema(&self) -> SchemaRef {
-        Arc::new(Schema::new(self.columns.iter().map(Column::to_field).collect::<Vec<_>>()))
-    }
-
-    /// The columns that come out.
-    fn schema(&self) -> SchemaRef {
-        if self.rows_only { Arc::new(Schema::empty()) } else { self.read_schema() }
-    }
-}
-
-/// What the scans of a fragment did, summed up while they run.
-#[derive(Debug, Default)]
-pub(crate) struct ScanTotals {
-    segments: AtomicU64,
-    segments_skipped: AtomicU64,
-    blocks_skipped: AtomicU64,
-    bytes_read: AtomicU64,
-}
-
-impl ScanTotals {
-    fn add(&self, stats: ScanStats) {
-        self.segments.fetch_add(stats.segments, Ordering::Relaxed);
-        self.segments_skipped.fetch_add(stats.segments_skipped, Ordering::Relaxed);
-        self.blocks_skipped.fetch_add(stats.blocks_skipped, Ordering::Relaxed);
-        self.bytes_read.fetch_add(stats.bytes_read, Ordering::Relaxed);
-    }
-
-    /// The sums now; `rows` is not kept.
-    pub(crate) fn now(&self) -> ScanStats {
-        ScanStats {
-            segments: self.segments.load(Ordering::Relaxed),
-            segments_skipped: self.segments_skipped.load(Ordering::Relaxed),
-            blocks_skipped: self.blocks_skipped.load(Ordering::Relaxed),
-            bytes_read: self.bytes_read.load(Ordering::Relaxed),
-            ..ScanStats::default()
-        }
-    }
-}
-
-/// What a data node adds to a scan so that it can run.
-#[derive(Clone, Debug)]
-pub(crate) struct Binding {
-    /// The chunk store.
-    pub(crate) store: Arc<ChunkStore>,
-    /// Rows are visible when their commit number is at most this.
-    pub(crate) snapshot: Csn,
-    /// Pending rows of this transaction are visible too.
-    pub(crate) own: Option<TxnId>,
-    /// Where to count what was read.
-    pub(crate) totals: Arc<ScanTotals>,
-}
 
 /// What the access node knows of a scan beside its leaf.
 #[derive(Clone, Debug, Default)]
@@ -184,6 +47,8 @@ pub(crate) struct ScanPlan {
     pub(crate) rows: u64,
     /// Whether operators above the scan may run where it does.
     pub(crate) pushdown: bool,
+    /// Whether the scan may answer from zone maps and leave out rows that an operator above has no use for.
+    pub(crate) summaries: bool,
 }
 
 /// Reads rows of chunks of one table.
@@ -191,7 +56,7 @@ pub(crate) struct ScanPlan {
 pub(crate) struct ChunkScanExec {
     leaf: ScanLeaf,
     plan: ScanPlan,
-    bound: Option<Binding>,
+    bound: Option<Arc<Bound>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -232,15 +97,19 @@ impl ChunkScanExec {
 
     /// The same scan, of these chunks only.
     pub(crate) fn of_chunks(&self, chunks: &[ScanChunk]) -> Self {
-        let leaf =
-            ScanLeaf { chunks: chunks.iter().map(|chunk| chunk.id).collect(), ..self.leaf.clone() };
+        let leaf = self.leaf.of_chunks(chunks);
+        Self::new(leaf, self.plan.clone(), self.properties.partitioning.partition_count())
+    }
+
+    /// The same scan, asked for something else.
+    pub(crate) fn with_leaf(&self, leaf: ScanLeaf) -> Self {
         Self::new(leaf, self.plan.clone(), self.properties.partitioning.partition_count())
     }
 
     /// The same scan bound to a store, with at most `cores` partitions.
-    pub(crate) fn bind(&self, binding: Binding, cores: usize) -> Self {
-        let partitions = self.leaf.chunks.len().clamp(1, cores.max(1));
-        let bound = Some(binding);
+    pub(crate) fn bind(&self, bound: Bound, cores: usize) -> Self {
+        let partitions = self.leaf.useful_partitions().clamp(1, cores.max(1));
+        let bound = Some(Arc::new(bound));
         Self { bound, ..Self::new(self.leaf.clone(), self.plan.clone(), partitions) }
     }
 
@@ -257,15 +126,7 @@ impl ChunkScanExec {
 
 impl DisplayAs for ChunkScanExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let columns: Vec<&str> = if self.leaf.rows_only {
-            Vec::new()
-        } else {
-            self.leaf.columns.iter().map(|column| column.name.as_str()).collect()
-        };
-        write!(f, "ChunkScanExec: table={}, columns=[{}]", self.leaf.name, columns.join(", "))?;
-        if !self.leaf.predicate.terms.is_empty() {
-            write!(f, ", prune={}", self.leaf.predicate)?;
-        }
+        write!(f, "ChunkScanExec: {}", self.leaf)?;
         if self.leaf.chunks.is_empty() {
             write!(f, ", chunks read=0 excluded={}", self.plan.excluded)?;
         }
@@ -314,43 +175,31 @@ impl ExecutionPlan for ChunkScanExec {
         _context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
         let schema = self.schema();
-        let mut stream = RecordBatchReceiverStreamBuilder::new(Arc::clone(&schema), BATCHES_AHEAD);
+        let mut channel = RecordBatchReceiverStreamBuilder::new(Arc::clone(&schema), BATCHES_AHEAD);
         if self.leaf.chunks.is_empty() {
-            return Ok(stream.build());
+            return Ok(channel.build());
         }
-        let Some(binding) = self.bound.clone() else {
+        let Some(bound) = self.bound.clone() else {
             return internal_err!("a scan of chunks runs on data nodes only");
         };
-        // Chunks are dealt out in turn, so that neighbours in time are read at the same time.
-        let partitions = self.properties.partitioning.partition_count();
-        let dealt = self.leaf.chunks.iter().copied().skip(partition).step_by(partitions);
-        let leaf = self.leaf.in_store();
-        let requests = dealt.map(|chunk| ScanRequest {
-            chunk,
-            snapshot: binding.snapshot,
-            own: binding.own,
-            columns: leaf.read_schema(),
-            predicate: leaf.predicate.clone(),
-        });
-        let requests: Vec<ScanRequest> = requests.collect();
         let rows = MetricBuilder::new(&self.metrics).output_rows(partition);
-        let output = stream.tx();
-        stream.spawn_blocking(move || {
-            for request in requests {
-                let mut scan = binding.store.scan(request).map_err(store_error)?;
-                for batch in scan.by_ref() {
-                    let batch = fit(batch.map_err(store_error)?, &schema)?;
-                    rows.add(batch.num_rows());
-                    if output.blocking_send(Ok(batch)).is_err() {
-                        // Nobody reads any more.
-                        return Ok(());
-                    }
-                }
-                binding.totals.add(scan.stats());
-            }
-            Ok(())
-        });
-        Ok(stream.build())
+        let what = (self.leaf.in_store(), bound);
+        let reader = Reader::new(what, partition, Arc::clone(&schema), rows);
+        if reader.waits() {
+            let batches = stream::try_unfold(reader, |mut reader| async move {
+                let read = SpawnedTask::spawn_blocking(move || {
+                    let batch = reader.next_batch(&|| false)?;
+                    Ok::<_, DataFusionError>(batch.map(|batch| (batch, reader)))
+                });
+                read.join()
+                    .await
+                    .map_err(|error| DataFusionError::ExecutionJoin(Box::new(error)))?
+            });
+            return Ok(Box::pin(RecordBatchStreamAdapter::new(schema, batches)));
+        }
+        let output = channel.tx();
+        channel.spawn_blocking(move || reader.send(&output));
+        Ok(channel.build())
     }
 
     fn metrics(&self) -> Option<MetricsSet> {
@@ -369,20 +218,4 @@ impl ExecutionPlan for ChunkScanExec {
         }
         Ok(Arc::new(statistics))
     }
-}
-
-/// The batch with the columns that come out.
-fn fit(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
-    if schema.fields().is_empty() {
-        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        return Ok(RecordBatch::try_new_with_options(Arc::clone(schema), Vec::new(), &options)?);
-    }
-    if batch.schema_ref() == schema {
-        return Ok(batch);
-    }
-    Ok(RecordBatch::try_new(Arc::clone(schema), batch.columns().to_vec())?)
-}
-
-fn store_error(error: hypertide_storage::Error) -> DataFusionError {
-    DataFusionError::External(Box::new(RpcError::from(error)))
 }

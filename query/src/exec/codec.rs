@@ -1,7 +1,7 @@
-//! How a fragment's plan travels: as datafusion-proto writes it, with our leaf as an extension.
+//! How a fragment's plan travels: as datafusion-proto writes it, with our own nodes as extensions.
 //!
 //! Functions travel by name, because both sides register the same. The encoding changes between DataFusion's major
-//! versions, so that every fragment carries [`PLAN_VERSION`].
+//! versions, and with our nodes, so that every fragment carries [`PLAN_VERSION`].
 
 use std::sync::Arc;
 
@@ -12,16 +12,24 @@ use datafusion::{
     physical_plan::ExecutionPlan,
 };
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
+use serde::{Deserialize, Serialize};
 
-use super::{ChunkScanExec, ScanLeaf};
+use super::{AnswerExec, ChunkScanExec, ScanLeaf, State};
 
-/// Version of the encoding: DataFusion's major version.
-pub(crate) const PLAN_VERSION: u32 = 55;
+/// Version of the encoding: DataFusion's major version in hundreds, and that of our own nodes.
+pub(crate) const PLAN_VERSION: u32 = 55_01;
 /// Partitions of a scan that came over the wire and is not bound yet: more than one, so that no operator above it
 /// takes it for whole.
 const UNBOUND_PARTITIONS: usize = 2;
 
-/// Writes and reads [`ChunkScanExec`].
+/// A node of our own as it travels; its inputs travel beside it.
+#[derive(Debug, Serialize, Deserialize)]
+enum Node {
+    Scan(Box<ScanLeaf>),
+    Answer(Vec<State>),
+}
+
+/// Writes and reads [`ChunkScanExec`] and [`AnswerExec`].
 #[derive(Debug)]
 pub(crate) struct FragmentCodec;
 
@@ -33,12 +41,17 @@ impl PhysicalExtensionCodec for FragmentCodec {
         _context: &TaskContext,
         _converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        if !inputs.is_empty() {
-            return internal_err!("a scan of chunks has no input");
-        }
-        let leaf: ScanLeaf = rmp_serde::from_slice(bytes)
+        let node: Node = rmp_serde::from_slice(bytes)
             .map_err(|error| DataFusionError::External(Box::new(error)))?;
-        Ok(Arc::new(ChunkScanExec::received(leaf, UNBOUND_PARTITIONS)))
+        match (node, inputs) {
+            (Node::Scan(leaf), []) => {
+                Ok(Arc::new(ChunkScanExec::received(*leaf, UNBOUND_PARTITIONS)))
+            }
+            (Node::Answer(states), [input]) if states.len() == input.schema().fields().len() => {
+                Ok(Arc::new(AnswerExec::new(Arc::clone(input), states)))
+            }
+            _ => internal_err!("a node of the fragment has the wrong inputs"),
+        }
     }
 
     fn try_encode(
@@ -47,10 +60,14 @@ impl PhysicalExtensionCodec for FragmentCodec {
         bytes: &mut Vec<u8>,
         _converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<()> {
-        let Some(scan) = node.downcast_ref::<ChunkScanExec>() else {
+        let node = if let Some(scan) = node.downcast_ref::<ChunkScanExec>() {
+            Node::Scan(Box::new(scan.leaf().clone()))
+        } else if let Some(answer) = node.downcast_ref::<AnswerExec>() {
+            Node::Answer(answer.states().to_vec())
+        } else {
             return not_impl_err!("{} cannot run on a data node", node.name());
         };
-        rmp_serde::encode::write(bytes, scan.leaf())
+        rmp_serde::encode::write(bytes, &node)
             .map_err(|error| DataFusionError::External(Box::new(error)))
     }
 }

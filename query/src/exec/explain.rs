@@ -95,14 +95,17 @@ fn measured(report: &NodeReport) -> String {
         return format!(" bytes={bytes} time={time:.3} ms (stopped early)");
     };
     format!(
-        " rows={} bytes={bytes} time={time:.3} ms (on node {:.3} ms) segments={} skipped={} blocks \
-         skipped={} read={} bytes",
+        " rows={} bytes={bytes} time={time:.3} ms (on node {:.3} ms) chunks skipped={} segments={} \
+         skipped={} blocks={} skipped={} read={} bytes skipped={}",
         node.rows,
         node.elapsed_us as f64 / 1e3,
+        node.chunks_skipped,
         node.segments,
         node.segments_skipped,
+        node.blocks,
         node.blocks_skipped,
         node.bytes_read,
+        node.bytes_skipped,
     )
 }
 

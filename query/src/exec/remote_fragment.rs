@@ -80,6 +80,7 @@ pub(crate) struct RemoteFragmentExec {
     names: BTreeMap<NodeId, String>,
     excluded: usize,
     pushdown: bool,
+    summaries: bool,
     spread: Spread,
     failed: BTreeSet<NodeId>,
     reports: Reports,
@@ -90,7 +91,7 @@ pub(crate) struct RemoteFragmentExec {
 impl RemoteFragmentExec {
     /// The bare scan, to be read as the fragments say.
     pub(crate) fn scan(scan: &ChunkScanExec) -> Self {
-        let ScanPlan { fragments, names, excluded, pushdown, .. } = scan.plan().clone();
+        let ScanPlan { fragments, names, excluded, pushdown, summaries, .. } = scan.plan().clone();
         // A data node reads with all its cores: a fragment is planned for several partitions.
         let inner: Arc<dyn ExecutionPlan> = Arc::new(scan.with_partitions(2));
         let properties = properties_of(&inner, fragments.len());
@@ -100,6 +101,7 @@ impl RemoteFragmentExec {
             names,
             excluded,
             pushdown,
+            summaries,
             spread: Spread::Any,
             failed: BTreeSet::new(),
             reports: Reports::default(),
@@ -118,6 +120,11 @@ impl RemoteFragmentExec {
     /// Whether it may be enlarged.
     pub(crate) fn grows(&self) -> bool {
         self.pushdown
+    }
+
+    /// Whether its scan may answer from zone maps and leave out what operators above have no use for.
+    pub(crate) fn summaries(&self) -> bool {
+        self.summaries
     }
 
     /// The fragment.

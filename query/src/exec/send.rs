@@ -58,12 +58,11 @@ pub(super) async fn send(
         let data = message.map_err(|status| FlightError::Tonic(Box::new(status))).map(|message| {
             report.bytes += (message.header.len() + message.body.len()) as u64;
             report.elapsed_us = started.elapsed().as_micros() as u64;
-            if let Some(metrics) = message.metrics {
-                report.node = Some(metrics);
-                place.put(report.clone());
+            report.node = message.metrics.or(report.node.take());
+            place.put(report.clone());
+            if message.header.is_empty() && message.body.is_empty() {
                 return None;
             }
-            place.put(report.clone());
             let data = FlightData::new();
             Some(data.with_data_header(message.header).with_data_body(message.body))
         });

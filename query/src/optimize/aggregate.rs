@@ -22,9 +22,10 @@ use datafusion::{
 use super::{
     push::{fragment_below, gathered, on_one_node},
     rows::{can_travel, with_input},
+    useful,
 };
 use crate::{
-    exec::{ChunkScanExec, RemoteFragmentExec, Spread},
+    exec::{AnswerExec, ChunkScanExec, RemoteFragmentExec, Spread},
     route::buckets_apart,
 };
 
@@ -47,8 +48,16 @@ fn push_partial(
     aggregate: &AggregateExec,
 ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
     let Some(fragment) = fragment_below(aggregate.input()) else { return Ok(None) };
-    let inner = with_input(node, Arc::clone(fragment.inner()))?;
+    let inner = summarized(fragment, with_input(node, Arc::clone(fragment.inner()))?)?;
     Ok(Some(Arc::new(fragment.with_inner(inner, Spread::Any))))
+}
+
+/// The partial aggregate over a scan that knows what it is for.
+fn summarized(
+    fragment: &RemoteFragmentExec,
+    partial: Arc<dyn ExecutionPlan>,
+) -> Result<Arc<dyn ExecutionPlan>> {
+    if fragment.summaries() { useful::aggregated(&partial) } else { Ok(partial) }
 }
 
 /// The final aggregate over the partial one at the top of a fragment.
@@ -59,6 +68,7 @@ fn push_final(aggregate: &AggregateExec) -> Result<Option<Arc<dyn ExecutionPlan>
         Some(gather) if gather.fetch().is_none() => gather.input(),
         _ => fragment.inner(),
     };
+    let top = top.downcast_ref::<AnswerExec>().map_or(top, AnswerExec::input);
     let partial = top.downcast_ref::<AggregateExec>();
     let Some(partial) = partial.filter(|inner| *inner.mode() == AggregateMode::Partial) else {
         return Ok(None);
@@ -80,6 +90,7 @@ fn push_single(aggregate: &AggregateExec) -> Result<Option<Arc<dyn ExecutionPlan
     } else {
         // In two steps, so that all cores of the node take part.
         let partial = remade(aggregate, AggregateMode::Partial, Arc::clone(fragment.inner()))?;
+        let partial = summarized(fragment, partial)?;
         let group_by = aggregate.group_expr().as_final();
         let filters = vec![None; aggregate.filter_expr().len()];
         let last = AggregateExec::try_new(

@@ -5,6 +5,7 @@
 //! gives the same rows; with push-down off only the first one acts.
 
 mod aggregate;
+mod exact;
 mod literals;
 mod local_time;
 mod order;
@@ -13,6 +14,7 @@ mod rows;
 mod scan;
 #[cfg(test)]
 mod tests;
+mod useful;
 
 use std::sync::Arc;
 

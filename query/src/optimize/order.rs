@@ -14,7 +14,10 @@ use datafusion::{
     },
 };
 
-use super::push::{fragment_below, gathered, on_one_node};
+use super::{
+    push::{fragment_below, gathered, on_one_node},
+    useful,
+};
 use crate::exec::{RemoteFragmentExec, Spread};
 
 /// Moves a sort, a merge, or a limit into the fragment below it, as far as it can.
@@ -23,29 +26,31 @@ pub(super) fn push(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn Execu
         return push_sort(sort);
     }
     if let Some(merge) = node.downcast_ref::<SortPreservingMergeExec>() {
-        return Ok(fragment_below(merge.input())
+        return fragment_below(merge.input())
             .filter(|fragment| on_one_node(fragment) && in_order(fragment, merge))
-            .map(|fragment| limited(fragment, 0, merge.fetch())));
+            .map(|fragment| limited(fragment, 0, merge.fetch()))
+            .transpose();
     }
     if let Some(gather) = node.downcast_ref::<CoalescePartitionsExec>() {
         let Some(fragment) = fragment_below(gather.input()) else { return Ok(None) };
         if on_one_node(fragment) {
-            return Ok(Some(limited(fragment, 0, gather.fetch())));
+            return limited(fragment, 0, gather.fetch()).map(Some);
         }
         let Some(fetch) = gather.fetch().filter(|fetch| !cut_already(fragment, *fetch)) else {
             return Ok(None);
         };
-        let below = limited(fragment, 0, Some(fetch));
+        let below = limited(fragment, 0, Some(fetch))?;
         return Ok(Some(Arc::new(CoalescePartitionsExec::new(below).with_fetch(Some(fetch)))));
     }
     if let Some(limit) = node.downcast_ref::<GlobalLimitExec>() {
-        return Ok(fragment_below(limit.input())
+        return fragment_below(limit.input())
             .filter(|fragment| on_one_node(fragment))
-            .map(|fragment| limited(fragment, limit.skip(), limit.fetch())));
+            .map(|fragment| limited(fragment, limit.skip(), limit.fetch()))
+            .transpose();
     }
     if let Some(limit) = node.downcast_ref::<LocalLimitExec>() {
         let fragment = fragment_below(limit.input());
-        return Ok(fragment.map(|fragment| limited(fragment, 0, Some(limit.fetch()))));
+        return fragment.map(|fragment| limited(fragment, 0, Some(limit.fetch()))).transpose();
     }
     Ok(None)
 }
@@ -62,8 +67,12 @@ fn push_sort(sort: &SortExec) -> Result<Option<Arc<dyn ExecutionPlan>>> {
         return Ok(None);
     }
     let parts = fragment.inner().output_partitioning().partition_count();
+    let input = match fragment.summaries() && sort.fetch().is_some() {
+        true => useful::ordered(fragment.inner(), sort.expr())?,
+        false => Arc::clone(fragment.inner()),
+    };
     let sorted: Arc<dyn ExecutionPlan> = Arc::new(
-        SortExec::new(sort.expr().clone(), Arc::clone(fragment.inner()))
+        SortExec::new(sort.expr().clone(), input)
             .with_fetch(sort.fetch())
             .with_preserve_partitioning(parts > 1),
     );
@@ -95,15 +104,21 @@ fn limited(
     fragment: &RemoteFragmentExec,
     skip: usize,
     fetch: Option<usize>,
-) -> Arc<dyn ExecutionPlan> {
-    let whole = gathered(fragment.inner());
+) -> Result<Arc<dyn ExecutionPlan>> {
+    let inner = match fetch {
+        Some(fetch) if fragment.summaries() => {
+            useful::bounded(fragment.inner(), skip.saturating_add(fetch))?
+        }
+        _ => Arc::clone(fragment.inner()),
+    };
+    let whole = gathered(&inner);
     let inner: Arc<dyn ExecutionPlan> = match (skip, fetch) {
         (0, None) => whole,
         (0, Some(fetch)) if cut_already(fragment, fetch) => whole,
         _ => Arc::new(GlobalLimitExec::new(whole, skip, fetch)),
     };
     let spread = if on_one_node(fragment) { Spread::OneNode } else { Spread::Any };
-    Arc::new(fragment.with_inner(inner, spread))
+    Ok(Arc::new(fragment.with_inner(inner, spread)))
 }
 
 /// Whether every node gives at most so many rows anyway.

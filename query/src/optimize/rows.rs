@@ -16,8 +16,8 @@ use datafusion::{
     },
 };
 
-use super::push::fragment_below;
-use crate::exec::Spread;
+use super::{exact, push::fragment_below};
+use crate::exec::{ChunkScanExec, Spread};
 
 /// Moves a filter or a projection into the fragment below it.
 pub(super) fn push(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn ExecutionPlan>>> {
@@ -25,6 +25,12 @@ pub(super) fn push(node: &Arc<dyn ExecutionPlan>) -> Result<Option<Arc<dyn Execu
     let Some(fragment) = fragment_below(input) else { return Ok(None) };
     if !can_travel(node)? {
         return Ok(None);
+    }
+    if let Some(filter) = node.downcast_ref::<FilterExec>()
+        && let Some(scan) = fragment.inner().downcast_ref::<ChunkScanExec>()
+        && let Some(inner) = exact::absorb(filter, scan)?
+    {
+        return Ok(Some(Arc::new(fragment.with_inner(inner, Spread::Any))));
     }
     let inner = with_input(node, Arc::clone(fragment.inner()))?;
     Ok(Some(Arc::new(fragment.with_inner(inner, Spread::Any))))

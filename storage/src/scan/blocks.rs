@@ -17,7 +17,7 @@ use hypertide_proto::{
     predicate::{Predicate, Term},
 };
 
-use super::{OLDER_ROWS_KEY, ScanRequest, ScanStats, Source};
+use super::{OLDER_ROWS_KEY, ScanRequest, ScanStats, Source, latest::Runs};
 use crate::{
     Error, Tombstone, batch, exact,
     segment::{self, Segment},
@@ -73,6 +73,11 @@ impl Selection {
         self.mask = (joined.count_set_bits() < self.rows).then_some(joined);
     }
 
+    /// A bit a row: whether it is left.
+    fn bits(&self) -> BooleanBuffer {
+        self.mask.clone().unwrap_or_else(|| BooleanBuffer::new_set(self.rows))
+    }
+
     fn count(&self) -> usize {
         self.mask.as_ref().map_or(self.rows, BooleanBuffer::count_set_bits)
     }
@@ -102,6 +107,8 @@ pub(super) struct Blocks {
     snapshot: Csn,
     columns: SchemaRef,
     predicate: Predicate,
+    /// Columns of the predicate that a segment may lack.
+    known: Option<SchemaRef>,
     file: Option<Arc<ChunkFile>>,
     /// Deletes whose rows may still be in the file.
     deletes: Vec<Tombstone>,
@@ -118,11 +125,29 @@ impl Blocks {
             snapshot: request.snapshot,
             columns: Arc::clone(&request.columns),
             predicate: request.predicate.clone(),
+            known: None,
             file,
             deletes: deletes.unwrap_or_default(),
             extents: BTreeMap::new(),
             kept_bytes: 0,
         }
+    }
+
+    /// Takes in what older rows have in columns of the predicate.
+    pub(super) fn know(&mut self, columns: SchemaRef) {
+        self.known = Some(columns);
+    }
+
+    /// Whether rows of a block may be deleted.
+    pub(super) fn may_delete(&self, segment: &Segment, block: usize) -> bool {
+        self.deletes.iter().any(|delete| delete.concerns_block(segment, block))
+    }
+
+    /// Whether rows that lack the column of a term pass it. What is not known loses nothing.
+    fn older_pass(&self, term: &Term) -> Result<bool, Error> {
+        let known = self.known.as_ref().map(|known| known.field_with_name(&term.column));
+        let Some(Ok(field)) = known else { return Ok(true) };
+        Ok(exact::passing(&term.test, &older(field, 1)?).value(0))
     }
 
     /// Whether there are deletes whose rows may still be in the file.
@@ -152,6 +177,17 @@ impl Blocks {
         more: &[Term],
         stats: &mut ScanStats,
     ) -> Result<Option<RecordBatch>, Error> {
+        self.read_runs(place, more, None, stats)
+    }
+
+    /// As [`Blocks::read`], of only the rows of use.
+    pub(super) fn read_runs(
+        &mut self,
+        place: &Place,
+        more: &[Term],
+        runs: Option<&Runs>,
+        stats: &mut ScanStats,
+    ) -> Result<Option<RecordBatch>, Error> {
         let Place { segment, block, series } = place;
         let range = segment.block_rows(*block);
         let rows = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
@@ -163,6 +199,10 @@ impl Blocks {
         self.leave_out_invisible(place, &mut left, stats)?;
         let mut decoded = BTreeMap::new();
         self.leave_out_failing(place, more, (&mut left, &mut decoded), stats)?;
+        if let Some(runs) = runs.filter(|_| left.count() > 0) {
+            let values = self.deciding(place, runs, &mut decoded, stats)?;
+            left.and(&runs.of_use(&left.bits(), values.as_ref()));
+        }
         stats.rows_skipped += (rows - left.count()) as u64;
         if left.count() == 0 {
             stats.bytes_skipped += self.bytes_of(segment, *block);
@@ -198,8 +238,10 @@ impl Blocks {
         let rows = batch.num_rows();
         let mut left = Selection::all(rows);
         for term in self.predicate.terms.iter().chain(more) {
-            if let Some(array) = batch.column_by_name(&term.column) {
-                left.and(exact::passing(&term.test, array).values());
+            match batch.column_by_name(&term.column) {
+                Some(array) => left.and(exact::passing(&term.test, array).values()),
+                None if !self.older_pass(term)? => left.and(&BooleanBuffer::new_unset(rows)),
+                None => {}
             }
         }
         stats.rows_skipped += (rows - left.count()) as u64;
@@ -260,6 +302,9 @@ impl Blocks {
                 return Ok(());
             }
             let Some((position, stored)) = segment.schema().column_with_name(&term.column) else {
+                if !self.older_pass(&term)? {
+                    left.and(&BooleanBuffer::new_unset(left.rows));
+                }
                 continue;
             };
             // The ranges of series are exact.
@@ -284,6 +329,28 @@ impl Blocks {
             }
         }
         Ok(())
+    }
+
+    /// The column that decides among the rows of a key; `None` when none does.
+    fn deciding(
+        &mut self,
+        place: &Place,
+        runs: &Runs,
+        decoded: &mut BTreeMap<usize, ArrayRef>,
+        stats: &mut ScanStats,
+    ) -> Result<Option<ArrayRef>, Error> {
+        let schema = Arc::clone(place.segment.schema());
+        let Some(name) = runs.by() else { return Ok(None) };
+        let Some((position, stored)) = schema.column_with_name(name) else {
+            let unasked = |_| Error::Invalid(format!("column \"{name}\" orders rows unasked for"));
+            let field = self.columns.field_with_name(name).map_err(unasked)?;
+            let rows = place.segment.block_rows(place.block);
+            return older(field, (rows.end - rows.start) as usize).map(Some);
+        };
+        if let std::collections::btree_map::Entry::Vacant(slot) = decoded.entry(position) {
+            slot.insert(self.decode(place, (position, stored.data_type().clone()), stats)?);
+        }
+        Ok(decoded.get(&position).map(Arc::clone))
     }
 
     fn decode(

@@ -24,7 +24,7 @@ use super::{Candidate, Top};
 use crate::{Error, segment::BLOCK_ROWS};
 
 /// A block, and the best value that it may hold; `None` for one of which nothing is known.
-type Ranked = (Option<i128>, Candidate, usize);
+pub(super) type Ranked = (Option<i128>, Candidate, usize);
 
 /// The best rows so far, and the blocks that may hold better ones.
 #[derive(Debug)]
@@ -72,23 +72,7 @@ impl Best {
 
     /// Takes in the blocks that may hold a row of interest.
     pub(super) fn look_at(&mut self, blocks: Vec<(Candidate, usize)>) {
-        let Top { column, descending, .. } = &self.top;
-        let ranked = blocks.into_iter().map(|(candidate, block)| {
-            let zone = candidate.segment.block_zone(block, column);
-            let edge = zone.and_then(|zone| if *descending { zone.max } else { zone.min });
-            let bound = match edge {
-                Some(Value::Int(bound)) => Some(*bound),
-                _ => None,
-            };
-            (bound, candidate, block)
-        });
-        self.blocks = ranked.collect();
-        let descending = *descending;
-        // The next is the last: unknown bounds, then the best.
-        self.blocks.sort_by(|(one, ..), (other, ..)| match (one, other) {
-            (Some(one), Some(other)) => order(descending, *other, *one),
-            (one, other) => one.is_none().cmp(&other.is_none()),
-        });
+        self.blocks = ranked(blocks, &self.top.column, self.top.descending);
     }
 
     /// What further rows must pass to be of use; `None` as long as any are.
@@ -170,6 +154,29 @@ impl Best {
     }
 }
 
+/// Blocks by the best value that they may hold of a column. The next is the last: unknown bounds, then the best.
+pub(super) fn ranked(
+    blocks: Vec<(Candidate, usize)>,
+    column: &str,
+    descending: bool,
+) -> Vec<Ranked> {
+    let ranked = blocks.into_iter().map(|(candidate, block)| {
+        let zone = candidate.segment.block_zone(block, column);
+        let edge = zone.and_then(|zone| if descending { zone.max } else { zone.min });
+        let bound = match edge {
+            Some(Value::Int(bound)) => Some(*bound),
+            _ => None,
+        };
+        (bound, candidate, block)
+    });
+    let mut ranked: Vec<Ranked> = ranked.collect();
+    ranked.sort_by(|(one, ..), (other, ..)| match (one, other) {
+        (Some(one), Some(other)) => order(descending, *other, *one),
+        (one, other) => one.is_none().cmp(&other.is_none()),
+    });
+    ranked
+}
+
 /// The better first.
 fn order(descending: bool, one: i128, other: i128) -> Ordering {
     if descending { other.cmp(&one) } else { one.cmp(&other) }
@@ -188,7 +195,7 @@ const fn orders(data_type: &DataType) -> bool {
 }
 
 /// A value of a column that [`orders`]; `None` for null.
-fn number(array: &dyn Array, row: usize) -> Option<i128> {
+pub(super) fn number(array: &dyn Array, row: usize) -> Option<i128> {
     if array.is_null(row) {
         return None;
     }

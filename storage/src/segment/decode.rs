@@ -121,6 +121,16 @@ impl Segment {
         positions.filter_map(|position| fields.get(*position)).map(|field| field.name().as_str())
     }
 
+    /// First rows of its runs of equal keys; empty without an index.
+    pub(crate) fn run_starts(&self) -> &[u32] {
+        self.header.keys.starts()
+    }
+
+    /// The values that the runs of equal keys have in a column; `None` when it is no key column.
+    pub(crate) fn run_keys(&self, column: &str) -> Option<ArrayRef> {
+        self.header.keys.column(self.position(column)?).map(std::sync::Arc::clone)
+    }
+
     /// Rows of the series that may pass, as ranges in order; `None` when the predicate asks nothing of a key column.
     #[must_use]
     pub fn rows_of_series(&self, predicate: &Predicate) -> Option<Vec<Range<u64>>> {
@@ -149,6 +159,15 @@ impl Segment {
     #[must_use]
     pub fn block_sum(&self, block: usize, column: &str) -> Option<i128> {
         self.entry(block, self.position(column)?)?.stats.sum()
+    }
+
+    /// Least and greatest value of a column in a block, when they are known as values of rows; `None` when they are not,
+    /// and for a block whose rows are all null.
+    #[must_use]
+    pub fn block_extremes(&self, block: usize, column: &str) -> Option<(&Value, &Value)> {
+        let stats = &self.entry(block, self.position(column)?)?.stats;
+        let (min, max) = stats.edges();
+        min.zip(max).filter(|_| stats.exact())
     }
 
     /// The rows of a block, as positions in the segment; empty when there is no such block.

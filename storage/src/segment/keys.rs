@@ -81,6 +81,12 @@ impl Keys {
         &self.positions
     }
 
+    /// Keys of the runs in the column at that position of the schema.
+    pub(super) fn column(&self, position: usize) -> Option<&ArrayRef> {
+        let at = self.positions.iter().position(|key| *key == position)?;
+        self.columns.get(at)
+    }
+
     /// The rows whose keys pass, as ranges in order, out of `rows` in all; `None` when no term is about a key.
     pub(super) fn passing(
         &self,

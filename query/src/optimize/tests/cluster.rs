@@ -246,11 +246,18 @@ impl Cluster {
         }
     }
 
+    /// Writes what the data nodes hold in memory to segments.
+    pub(super) fn flush(&self) {
+        for data in self.data.values() {
+            data.node.store().flush(&[]).expect("it flushes");
+        }
+    }
+
     /// A session that reads all that is committed now.
-    pub(super) async fn session(&self, pushdown: bool) -> SessionContext {
+    pub(super) async fn session(&self, pushdown: bool, summaries: bool) -> SessionContext {
         let image = self.engine.catalog.barrier(soon()).await.expect("a barrier");
         let snapshot = Snapshot { csn: image.snapshot(), image, own: None };
-        let choices = Choices { zone: "UTC", pushdown, hedged: true };
+        let choices = Choices { zone: "UTC", pushdown, hedged: true, summaries };
         let session = chosen_context(&self.engine, choices, &snapshot, soon()).expect("a session");
         // Plans are compared as text: they must not depend on the machine.
         let state = session.state_ref();
@@ -260,7 +267,17 @@ impl Cluster {
 
     /// Plans and runs a query; gives the plan that ran and its rows.
     pub(super) async fn query(&self, sql: &str, pushdown: bool) -> Result<Answer, String> {
-        let session = self.session(pushdown).await;
+        self.query_as(sql, pushdown, pushdown).await
+    }
+
+    /// As [`Cluster::query`], with answers from zone maps or without.
+    pub(super) async fn query_as(
+        &self,
+        sql: &str,
+        pushdown: bool,
+        summaries: bool,
+    ) -> Result<Answer, String> {
+        let session = self.session(pushdown, summaries).await;
         let frame = session.sql(sql).await.map_err(|error| error.strip_backtrace())?;
         let context = Arc::new(frame.task_ctx());
         let plan = frame.create_physical_plan().await.map_err(|error| error.strip_backtrace())?;
