@@ -47,6 +47,7 @@ pub(crate) mod draft;
 pub(crate) mod file;
 pub(crate) mod files;
 pub(crate) mod flush;
+pub(crate) mod handle;
 pub(crate) mod held;
 pub(crate) mod history;
 pub(crate) mod identity;

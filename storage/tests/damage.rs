@@ -414,8 +414,8 @@ async fn corrupt_often(seed: u64, times: usize) {
         let what = format!("seed {seed}, round {round}: {what}");
         noticed += usize::from(survive(&image, &whole, (&what, &files)));
     }
-    // The rest hit bytes that nothing lies in.
-    assert!(noticed * 4 > times, "only {noticed} of {times} were noticed");
+    // The rest hit bytes that nothing lies in: new files are large for what they hold, and a bit may be zeroed already.
+    assert!(noticed * 3 > times, "only {noticed} of {times} were noticed");
     println!("{noticed} of {times} were noticed");
 }
 

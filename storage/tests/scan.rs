@@ -1,7 +1,7 @@
 //! What a scan gives: exactly the columns asked for, the rows of its snapshot, and never too few after pruning.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use arrow::{
     array::{Array, AsArray},
@@ -12,11 +12,11 @@ use hypertide_proto::{
     predicate::{Predicate, Term, Test, Value},
 };
 use hypertide_storage::{
-    ChunkStore, CompressionSpec, Error, OLDER_ROWS_KEY, ScanRequest, StoreConfig, Top,
+    ChunkStore, CompressionSpec, Error, OLDER_ROWS_KEY, Scan, ScanRequest, StoreConfig, Top,
 };
 
 mod support;
-use support::*;
+use support::{disk::Machine, *};
 
 const ROWS: i64 = 30_000;
 
@@ -440,4 +440,70 @@ async fn deleted_rows_stay_out_of_every_way_to_read() {
     assert_eq!(summary.rows, 54_000);
     let texts = (Value::Text("d0".into()), Value::Text("d2".into()));
     assert_eq!(summary.columns["device"].extremes, Some(Some(texts)));
+}
+
+/// A store whose chunks from 1 on have a segment each.
+async fn flushed(config: StoreConfig, machine: &Machine, chunks: u64) -> Arc<ChunkStore> {
+    let store = ChunkStore::open_on(config, Arc::new(machine.clone())).unwrap();
+    for chunk in 1..=chunks {
+        store.prepare(txn(chunk), vec![part(chunk, 0, &rows_of(1, 3000))]).await.unwrap();
+        store.decide(&[commit(chunk, chunk, &[(chunk, 0)])]).unwrap();
+    }
+    store.flush(&[]).unwrap();
+    store
+}
+
+fn quiet() -> StoreConfig {
+    StoreConfig { background: false, ..config(Path::new("/data")) }
+}
+
+#[tokio::test]
+async fn many_chunks_are_read_again_without_opening_a_file() {
+    let machine = Machine::default();
+    let store = flushed(StoreConfig { open_files_max: 3, ..quiet() }, &machine, 40).await;
+    let read_all = || {
+        for chunk in 1..=40 {
+            assert_eq!(read(&store, request(chunk, 99)).unwrap().len(), 3000);
+        }
+    };
+    read_all();
+    assert!(store.open_files() <= 3);
+    let (calls, syncs) = (machine.calls(), machine.syncs());
+    read_all();
+    assert_eq!((machine.calls(), machine.syncs()), (calls, syncs), "nothing is asked of the disk");
+    // A file that is opened to be read costs no sync, and is closed without one.
+    store.close();
+    let config = StoreConfig { open_files_max: 3, cache_bytes: 0, directory_bytes: 0, ..quiet() };
+    let store = ChunkStore::open_on(config, Arc::new(machine.clone())).unwrap();
+    // Waits for what the journal has to write.
+    store.flush(&[]).unwrap();
+    let (calls, syncs) = (machine.calls(), machine.syncs());
+    for _ in 0..2 {
+        for chunk in 1..=40 {
+            assert_eq!(read(&store, request(chunk, 99)).unwrap().len(), 3000);
+            assert!(store.open_files() <= 3);
+        }
+    }
+    assert!(machine.calls() >= calls + 80, "every file was opened again");
+    assert_eq!(machine.syncs(), syncs);
+}
+
+#[tokio::test]
+async fn a_file_that_was_closed_under_a_scan_is_read_on_whatever_becomes_of_it() {
+    let machine = Machine::default();
+    let config = StoreConfig { open_files_max: 1, cache_bytes: 0, ..quiet() };
+    let store = flushed(config, &machine, 4).await;
+    let mut scans: Vec<Scan> =
+        (1..=3).map(|chunk| store.scan(request(chunk, 99)).unwrap()).collect();
+    assert_eq!(read(&store, request(4, 99)).unwrap().len(), 3000);
+    assert_eq!(store.open_files(), 1, "those of the scans are closed");
+    store.compress(ChunkId(1), CompressionSpec::default()).unwrap();
+    store.drop_chunks(&[ChunkId(2)]).unwrap();
+    store.close();
+    for scan in &mut scans {
+        let rows: usize = scan.map(|batch| batch.unwrap().num_rows()).sum();
+        assert_eq!(rows, 3000);
+    }
+    drop(scans);
+    assert_eq!(store.open_files(), 0);
 }

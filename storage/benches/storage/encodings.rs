@@ -81,11 +81,12 @@ pub fn bench(criterion: &mut Criterion) {
             let segment = Segment::open(KEY, &encoded.header).unwrap();
             let bytes: usize =
                 (0..segment.block_count()).map(|block| segment.place(block, 0).unwrap().len).sum();
-            println!("{name}, {how}: {:.2} bits a value", bytes as f64 * 8.0 / ROWS as f64);
-            group.bench_function(format!("encode {name}, {how}"), |bencher| {
+            let bits = bytes as f64 * 8.0 / ROWS as f64;
+            let label = format!("{name}, {how}, {bits:.2} bits");
+            group.bench_function(format!("encode {label}"), |bencher| {
                 bencher.iter(|| encode(&rows, effort));
             });
-            group.bench_function(format!("decode {name}, {how}"), |bencher| {
+            group.bench_function(format!("decode {label}"), |bencher| {
                 bencher.iter(|| decode(&segment, &encoded.extents));
             });
         }

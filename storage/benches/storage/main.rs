@@ -23,6 +23,7 @@ fn printed(_: &mut Criterion) {
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     if filters.iter().any(|filter| "sizes".starts_with(filter.as_str())) {
         sizes::print();
+        stores::print_disk();
     }
 }
 

@@ -14,7 +14,10 @@ use hypertide_proto::{
     ids::{AccessId, Boot, ChunkId, Csn, Epoch, TableId, TxnId},
     predicate::{Predicate, Term, Test, Value},
 };
-use hypertide_storage::{ChunkSpec, ChunkStore, Part, Scan, ScanRequest, StoreConfig, Top, batch};
+use hypertide_storage::{
+    ChunkSpec, ChunkStore, CompressionSpec, OrderBy, Part, Scan, ScanRequest, StoreConfig, Top,
+    batch,
+};
 
 use crate::{
     cpu::{self, Rows, VALUES},
@@ -42,16 +45,21 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().unwrap().block_on(future)
 }
 
-/// Brings rows into the store, a transaction a batch.
+/// Brings rows into the store's chunk 1.
 fn load(store: &ChunkStore, rows: usize) {
-    let mut source = Rows::new(HOSTS, 1);
+    load_chunk(store, 1, (&mut Rows::new(HOSTS, 1), rows));
+}
+
+/// Brings rows into a chunk, a transaction a batch.
+fn load_chunk(store: &ChunkStore, chunk: u64, (source, rows): (&mut Rows, usize)) {
     block_on(async {
-        for seq in 1..=(rows / BATCH_ROWS) as u64 {
-            let encoded = batch::encode(&source.batch(BATCH_ROWS)).unwrap();
-            let txn = TxnId { access: AccessId(1), boot: Boot(1), seq };
+        for seq in 1..=rows.div_ceil(BATCH_ROWS) as u64 {
+            let left = rows - (seq as usize - 1) * BATCH_ROWS;
+            let encoded = batch::encode(&source.batch(left.min(BATCH_ROWS))).unwrap();
+            let txn = TxnId { access: AccessId(1), boot: Boot(chunk), seq };
             let part = Part {
                 spec: ChunkSpec {
-                    chunk: ChunkId(1),
+                    chunk: ChunkId(chunk),
                     table: TableId(1),
                     time_column: Some("time".into()),
                     order_columns: vec!["hostname".into()],
@@ -64,7 +72,7 @@ fn load(store: &ChunkStore, rows: usize) {
                 decoded_bytes: encoded.decoded_bytes,
             };
             store.prepare(txn, vec![part]).await.unwrap();
-            let links = vec![ChunkLink { chunk: ChunkId(1), prev: Csn(seq - 1) }];
+            let links = vec![ChunkLink { chunk: ChunkId(chunk), prev: Csn(seq - 1) }];
             let fate = Fate::Committed { csn: Csn(seq), links };
             store.decide(&[Decision { txn, fate }]).unwrap();
         }
@@ -78,8 +86,12 @@ fn columns(names: &[&str]) -> SchemaRef {
 }
 
 fn scan(store: &ChunkStore, columns: &SchemaRef, terms: Vec<Term>) -> Scan {
+    scan_chunk(store, 1, (columns, terms))
+}
+
+fn scan_chunk(store: &ChunkStore, chunk: u64, (columns, terms): (&SchemaRef, Vec<Term>)) -> Scan {
     let request = ScanRequest {
-        chunk: ChunkId(1),
+        chunk: ChunkId(chunk),
         snapshot: Csn(u64::MAX),
         own: None,
         columns: Arc::clone(columns),
@@ -109,6 +121,7 @@ fn drop_pages(dir: &Path) {
 
 pub fn bench(criterion: &mut Criterion) {
     scans(criterion);
+    many_chunks(criterion);
     flushes(criterion);
     rewrites(criterion);
 }
@@ -160,6 +173,73 @@ fn scans(criterion: &mut Criterion) {
         );
     });
     group.finish();
+}
+
+/// The same column of many small chunks, as a query over years of weeks reads it.
+fn many_chunks(criterion: &mut Criterion) {
+    const CHUNKS: u64 = 420;
+    const CHUNK_ROWS: usize = 7;
+    let dir = tempfile::tempdir().unwrap();
+    let store = ChunkStore::open(config(dir.path())).unwrap();
+    let mut rows = Rows::new(1, 1);
+    (1..=CHUNKS).for_each(|chunk| load_chunk(&store, chunk, (&mut rows, CHUNK_ROWS)));
+    let metric = columns(&["usage_user"]);
+    let all = |store: &ChunkStore| {
+        let rows = (1..=CHUNKS).map(|chunk| count(scan_chunk(store, chunk, (&metric, Vec::new()))));
+        assert_eq!(rows.sum::<usize>(), CHUNKS as usize * CHUNK_ROWS);
+    };
+    let mut group = criterion.benchmark_group("scan of 420 chunks of 7 rows");
+    group.sample_size(10).measurement_time(Duration::from_secs(2));
+    group.throughput(Throughput::Elements(CHUNKS));
+    group.bench_function("recent", |bencher| bencher.iter(|| all(&store)));
+    store.flush(&[]).unwrap();
+    group.bench_function("warm", |bencher| bencher.iter(|| all(&store)));
+    drop(store);
+    group.bench_function("first after a start", |bencher| {
+        let open = || ChunkStore::open(config(dir.path())).unwrap();
+        bencher.iter_batched(
+            open,
+            |store| {
+                all(&store);
+                store
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
+/// What the standard set takes on disk: its chunk files, with all that is in them.
+pub fn print_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ChunkStore::open(config(dir.path())).unwrap();
+    let mut rows = Rows::new(HOSTS, 1);
+    let time = OrderBy { column: "time".into(), descending: true, nulls_first: true };
+    let spec = CompressionSpec { segment_by: vec!["hostname".into()], order_by: vec![time] };
+    let (mut flushing, mut compressing) = (Duration::ZERO, Duration::ZERO);
+    for chunk in 1..=(cpu::STANDARD_ROWS / ROWS) as u64 {
+        load_chunk(&store, chunk, (&mut rows, ROWS));
+        let start = Instant::now();
+        store.flush(&[]).unwrap();
+        flushing += start.elapsed();
+        let start = Instant::now();
+        store.compress(ChunkId(chunk), spec.clone()).unwrap();
+        compressing += start.elapsed();
+    }
+    let encoded: u64 = store.report(&[]).iter().map(|report| report.segment_bytes).sum();
+    drop(store);
+    let files = std::fs::read_dir(dir.path().join("chunks")).unwrap();
+    let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    let rate = |time: Duration| (cpu::STANDARD_ROWS * VALUES) as f64 / time.as_secs_f64() / 1e6;
+    println!(
+        "{} rows of {HOSTS} hosts, compressed: {:.2} MB in chunk files, {:.2} MB of it encoded; flushed at {:.1} M \
+         values/s, compressed at {:.1} M",
+        cpu::STANDARD_ROWS,
+        bytes as f64 / 1e6,
+        encoded as f64 / 1e6,
+        rate(flushing),
+        rate(compressing),
+    );
 }
 
 fn flushes(criterion: &mut Criterion) {

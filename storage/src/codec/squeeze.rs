@@ -65,12 +65,17 @@ fn compress_in(
 
 /// Compresses when the result is worth it.
 pub(crate) fn squeeze(effort: Effort, bytes: &[u8]) -> Option<Vec<u8>> {
+    let fast = compress(bytes).ok()?;
     let squeezed = match effort {
-        Effort::Fast => compress(bytes),
-        Effort::Strong => STRONG
-            .with_borrow_mut(|slot| compress_in(slot, || Compressor::new(LEVEL_STRONG), bytes)),
+        Effort::Fast => fast,
+        Effort::Strong => {
+            let make = || Compressor::new(LEVEL_STRONG);
+            let strong = STRONG.with_borrow_mut(|slot| compress_in(slot, make, bytes)).ok()?;
+            // Of texts that are nearly noise, the matches that are searched for longest cost more than they save.
+            if strong.len() < fast.len() { strong } else { fast }
+        }
     };
-    worth(squeezed.ok()?, bytes, SHARE_PERCENT_MAX)
+    worth(squeezed, bytes, SHARE_PERCENT_MAX)
 }
 
 /// As [`squeeze`], of a plane of numbers. More effort gains next to nothing there.
@@ -128,6 +133,16 @@ mod tests {
         assert_eq!(decompress(&plane, bytes.len()).as_ref(), Ok(&bytes));
         assert!(decompress(&plane, bytes.len() - 1).is_err());
         assert!(decompress(&plane, bytes.len() + 1).is_err());
+    }
+
+    #[test]
+    fn more_effort_never_takes_more() {
+        let digest = |i: u64| format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&i.to_le_bytes()));
+        let digests: String = (0..8192).map(digest).collect();
+        let [fast, strong] = [Effort::Fast, Effort::Strong].map(|effort| {
+            squeeze(effort, digests.as_bytes()).expect("half of the bits are always the same").len()
+        });
+        assert!(strong <= fast, "{strong} and {fast}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use arrow::{
     array::{ArrayRef, BooleanArray, RecordBatch, UInt64Array},
-    compute::{concat_batches, filter, filter_record_batch},
+    compute::{filter, filter_record_batch},
     datatypes::SchemaRef,
     error::ArrowError,
     row::{OwnedRow, RowConverter, Rows},
@@ -28,7 +28,7 @@ use crate::{
     store::{
         file::ChunkFile,
         order::OrderBy,
-        sort::{Sorted, keys, sort},
+        sort::{Sorted, Unsorted, keys, sort},
     },
 };
 
@@ -179,9 +179,8 @@ impl<'a> Bands<'a> {
                 csns.extend(kept_csns);
             }
         }
-        let rows = concat_batches(&self.schema, &batches).map_err(|error| self.failed(&error))?;
-        drop(batches);
-        sort(self.target.order, Sorted { rows, csns }).map_err(|error| self.failed(&error))
+        let run = Unsorted { schema: Arc::clone(&self.schema), batches, csns };
+        sort(self.target.order, run).map_err(|error| self.failed(&error))
     }
 
     /// The rows that no delete takes.

@@ -6,6 +6,10 @@ use arrow::datatypes::SchemaRef;
 pub(crate) const SEGMENTS_MAX: usize = 8;
 /// Rows above which a segment is not rewritten any more.
 const ROWS_MAX: u64 = 1 << 19;
+/// Decoded bytes above which it is not, either: a merge holds about twice as many in memory.
+const BYTES_MAX: u64 = 96 << 20;
+/// What a row of a column takes when decoded, about.
+pub(super) const VALUE_BYTES: u64 = 16;
 /// Most segments merged at once, which bounds memory.
 const MERGE_MAX: usize = 16;
 
@@ -43,7 +47,15 @@ pub(crate) fn plan(candidates: &[Candidate]) -> Vec<u64> {
 fn qualifies(run: &[Candidate], rows: u64) -> bool {
     let one_schema = run.array_windows().all(|[one, other]| one.schema == other.schema);
     let balanced = run.iter().all(|candidate| candidate.rows * 2 <= rows);
-    one_schema && balanced && rows <= ROWS_MAX
+    one_schema && balanced && rows <= rows_max(run)
+}
+
+/// Rows of the largest segment that comes of a merge: fewer where rows are wide.
+fn rows_max(run: &[Candidate]) -> u64 {
+    let columns = run.iter().map(|candidate| candidate.schema.fields().len()).max();
+    // The commit numbers are a column, too.
+    let width = (columns.unwrap_or(0) as u64 + 1) * VALUE_BYTES;
+    ROWS_MAX.min(BYTES_MAX / width)
 }
 
 #[cfg(test)]
@@ -84,6 +96,19 @@ mod tests {
         let other = Arc::new(Schema::new(vec![Field::new("x", DataType::Int64, true)]));
         mixed.iter_mut().step_by(2).for_each(|odd| odd.schema = Arc::clone(&other));
         assert!(plan(&mixed).is_empty());
+    }
+
+    #[test]
+    fn wide_rows_are_merged_to_fewer() {
+        let fields: Vec<Field> =
+            (0..99).map(|i| Field::new(format!("c{i}"), DataType::Int64, true)).collect();
+        let wide = Arc::new(Schema::new(fields));
+        let rows_max = BYTES_MAX / (100 * VALUE_BYTES);
+        let mut candidates = candidates(&[rows_max / 4; 9]);
+        candidates.iter_mut().for_each(|candidate| candidate.schema = Arc::clone(&wide));
+        assert_eq!(plan(&candidates).len(), 4);
+        candidates.iter_mut().for_each(|candidate| candidate.rows = rows_max / 2 + 1);
+        assert!(plan(&candidates).is_empty());
     }
 
     #[test]

@@ -16,7 +16,10 @@ use hypertide_proto::{
     ids::{ChunkId, Csn},
 };
 
-use super::band::{Bands, Target};
+use super::{
+    band::{Bands, Target},
+    plan::VALUE_BYTES,
+};
 use crate::{
     CompressionSpec, Error, Tombstone,
     segment::{Effort, EncodeOptions, SEGMENT_ROWS_MAX, Segment, SegmentKey},
@@ -36,8 +39,6 @@ use crate::{
 const BAND_ROWS_MAX: u64 = 1 << 18;
 /// Decoded bytes of a band, from which its rows are reckoned where rows are wide.
 const BAND_BYTES_MAX: u64 = 64 << 20;
-/// What a row of a column takes when decoded, about.
-const VALUE_BYTES: u64 = 16;
 /// A file is written anew when it is larger than its segments by this factor,
 const WASTE_FACTOR: u64 = 2;
 /// and by this many bytes beyond it.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use arrow::{array::RecordBatch, compute::concat_batches};
+use arrow::array::RecordBatch;
 use hypertide_proto::ids::ChunkId;
 
 use super::{
@@ -18,7 +18,7 @@ use crate::{
         file::Write,
         flush::{encode_runs, save_manifest},
         order::natural,
-        sort::{Sorted, sort},
+        sort::{Unsorted, sort},
     },
 };
 
@@ -63,10 +63,8 @@ fn merge(inner: &Inner, chunk: ChunkId) -> Result<(), Error> {
     }
     let Some(schema) = batches.first().map(RecordBatch::schema) else { return Ok(()) };
     let failed = |error| Error::Invalid(format!("merge segments of chunk {chunk}: {error}"));
-    let rows = concat_batches(&schema, &batches).map_err(failed)?;
-    drop(batches);
     let spec = header.spec;
-    let sorted = sort(&natural(&spec), Sorted { rows, csns }).map_err(failed)?;
+    let sorted = sort(&natural(&spec), Unsorted { schema, batches, csns }).map_err(failed)?;
     let added = encode_runs(&file, chunk, vec![sorted])?;
     drop(segments);
     let flushed = header.manifest.flushed;

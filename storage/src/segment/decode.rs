@@ -54,6 +54,12 @@ impl Segment {
         self.key
     }
 
+    /// About what it takes in memory.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.header.memory_bytes() + self.starts.len() * size_of::<u64>()
+    }
+
     pub(super) const fn header(&self) -> &Header {
         &self.header
     }

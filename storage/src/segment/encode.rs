@@ -9,8 +9,8 @@ use arrow::{
 use hypertide_proto::schema::COLUMNS_MAX;
 
 use super::{
-    BLOCK_ROWS, BLOCK_VALUE_BYTES, EXTENT_BYTES, Effort, Place, SEGMENT_ROWS_MAX, SegmentError,
-    SegmentKey,
+    BLOCK_BYTES_SMALL, BLOCK_ROWS, BLOCK_VALUE_BYTES, EXTENT_BYTES, EXTENT_BYTES_SMALL, Effort,
+    Place, SEGMENT_ROWS_MAX, SegmentError, SegmentKey,
     constant::is_constant,
     frame::{self, Address},
     header::{Entry, Header},
@@ -25,7 +25,7 @@ use crate::codec::{self, CodecError};
 pub struct EncodedSegment {
     /// Schema, zone maps and block directory.
     pub header: Vec<u8>,
-    /// Blocks, packed. Each is just under 256 KiB, or holds a single larger block.
+    /// Blocks, packed. Each is just under 64 or 256 KiB, or holds a single larger block.
     pub extents: Vec<Vec<u8>>,
 }
 
@@ -96,12 +96,12 @@ pub fn encode_with(
     let header = Header {
         schema: rows.schema(),
         block_rows: blocks.iter().map(|range| range.len() as u32).collect(),
-        extent_bytes: extents.0.iter().map(|extent| extent.len() as u64).collect(),
+        extent_bytes: extents.all.iter().map(|extent| extent.len() as u64).collect(),
         keys,
         sketches,
         columns,
     };
-    Ok(EncodedSegment { header: header.to_bytes(key)?, extents: extents.0 })
+    Ok(EncodedSegment { header: header.to_bytes(key)?, extents: extents.all })
 }
 
 fn invalid(column: &str, error: &CodecError) -> SegmentError {
@@ -176,9 +176,13 @@ fn put_block(
     Ok(extents.put(frame::wrap(address, &shape, &body)))
 }
 
-/// Packs blocks into extents.
+/// Packs blocks into extents, small ones apart from large ones.
 #[derive(Debug, Default)]
-struct Extents(Vec<Vec<u8>>);
+struct Extents {
+    all: Vec<Vec<u8>>,
+    /// How much each may hold.
+    capacities: Vec<usize>,
+}
 
 impl Extents {
     /// Extents that may still be filled. More would fill them better, and scatter the blocks of a column.
@@ -186,15 +190,19 @@ impl Extents {
 
     fn put(&mut self, frame: Vec<u8>) -> Place {
         let len = frame.len();
-        let first_open = self.0.len().saturating_sub(Self::OPEN);
-        let fits = |extent: &Vec<u8>| extent.len() + len <= EXTENT_BYTES;
-        let mut open = self.0.iter_mut().enumerate().skip(first_open);
-        if let Some((extent, bytes)) = open.find(|(_, extent)| fits(extent)) {
+        let capacity = if len <= BLOCK_BYTES_SMALL { EXTENT_BYTES_SMALL } else { EXTENT_BYTES };
+        let first_open = self.all.len().saturating_sub(Self::OPEN);
+        let mut open = self.all.iter_mut().zip(&self.capacities).enumerate().skip(first_open);
+        let fits = |(_, (extent, of)): &(usize, (&mut Vec<u8>, &usize))| {
+            **of == capacity && extent.len() + len <= capacity
+        };
+        if let Some((extent, (bytes, _))) = open.find(fits) {
             let offset = bytes.len();
             bytes.extend_from_slice(&frame);
             return Place { extent, offset, len };
         }
-        self.0.push(frame);
-        Place { extent: self.0.len() - 1, offset: 0, len }
+        self.all.push(frame);
+        self.capacities.push(capacity);
+        Place { extent: self.all.len() - 1, offset: 0, len }
     }
 }

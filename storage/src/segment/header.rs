@@ -58,6 +58,15 @@ impl Header {
         Ok(frame::wrap(Address::header(key), &shape, &squeezed.unwrap_or(body)))
     }
 
+    /// About what it takes in memory.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let texts = |entry: &Entry| size_of::<Entry>() + entry.stats.text_bytes();
+        let entries: usize = self.columns.iter().flatten().map(texts).sum();
+        let fields: usize = self.schema.fields().iter().map(|field| field.size()).sum();
+        let lists = self.block_rows.len() * size_of::<u32>() + self.extent_bytes.len() * 8;
+        entries + fields + lists + self.keys.memory_bytes() + size_of_val(&*self.sketches)
+    }
+
     fn body(&self) -> Result<Vec<u8>, CodecError> {
         let mut out = Vec::new();
         schema::put(&mut out, &self.schema);

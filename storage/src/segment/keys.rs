@@ -71,6 +71,12 @@ impl Keys {
         Self { positions, starts, columns }
     }
 
+    /// About what it takes in memory.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let keys: usize = self.columns.iter().map(|keys| keys.get_array_memory_size()).sum();
+        keys + size_of_val(&*self.starts)
+    }
+
     /// First rows of the runs; empty without an index.
     pub(super) fn starts(&self) -> &[u32] {
         &self.starts

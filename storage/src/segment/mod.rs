@@ -45,6 +45,10 @@
 //! - The header holds all that decides whether a block is read: zone maps never lose a row.
 //! - Nothing that lies on disk is believed: every frame is verified whenever it is read, sizes are bounded by what
 //!   the rows can take, and whatever is wrong comes out as a [`SegmentError`].
+//! - The standard set of the TSBS `cpu` table, 2,592,000 rows of 100 hosts in six chunks, 314 MB as CSV, takes 8.06 MB
+//!   so, and 9.07 MB as compressed chunk files with all that is in them (`cargo bench -p hypertide-storage -- sizes`).
+//!   Flushing 80,000 rows of it, from batches in memory to the synced file, goes at 53 M values/s; writing sorted rows
+//!   alone at 97 M, or 66 M with the strongest encodings. One core of a 2-core EPYC machine with nothing else to do.
 //! - Deliberately absent: deletes, versions of rows, indexes of values. A newer encoding is a new number, not a new version.
 
 mod constant;
@@ -93,9 +97,14 @@ pub const BLOCK_ROWS: usize = 8192;
 pub const SEGMENT_ROWS_MAX: usize = 1 << 20;
 /// Blocks are cut so that the strings of a column take no more, unless a single one does.
 const BLOCK_VALUE_BYTES: usize = 8 << 20;
-/// Extents hold up to this, a little less than the run of pages of 256 KiB that the value is stored in, since the
-/// page holds its own head and the key, too.
+/// Extents of large blocks hold up to this, a little less than the run of pages of 256 KiB that the value is stored in,
+/// since the page holds its own head and the key, too.
 const EXTENT_BYTES: usize = (256 << 10) - 1024;
+/// As before, of small blocks, of which a reader of one column would otherwise read many of other columns. It also is
+/// what the last extent of a segment may waste.
+const EXTENT_BYTES_SMALL: usize = (64 << 10) - 1024;
+/// Blocks up to this are small: so many fill an extent well.
+const BLOCK_BYTES_SMALL: usize = EXTENT_BYTES_SMALL / 8;
 /// Most bytes of the body of a header.
 const HEADER_BYTES_MAX: usize = 32 << 20;
 

@@ -96,6 +96,16 @@ impl Stats {
         }
     }
 
+    /// Bytes that its edges take beside it.
+    pub(super) fn text_bytes(&self) -> usize {
+        let bytes = |value: &Option<Value>| match value {
+            Some(Value::Text(text)) => text.len(),
+            Some(Value::Bytes(bytes)) => bytes.len(),
+            _ => 0,
+        };
+        bytes(&self.min) + bytes(&self.max)
+    }
+
     /// As predicates look at it.
     pub(super) const fn zone(&self) -> Zone<'_> {
         let Self { rows, nulls, min, max, .. } = self;

@@ -17,6 +17,8 @@ pub struct StoreConfig {
     pub space_reserve_bytes: u64,
     /// Encoded parts of segments that were read, kept for the next reader.
     pub cache_bytes: usize,
+    /// Headers of segments, kept for the next reader, whether the file is open or not.
+    pub directory_bytes: usize,
     /// Chunk files that stay open when nobody reads them.
     pub open_files_max: usize,
     /// How fast all files are verified in the background; zero for never.
@@ -38,6 +40,7 @@ impl StoreConfig {
             memory_bytes: 256 << 20,
             space_reserve_bytes: 512 << 20,
             cache_bytes: 64 << 20,
+            directory_bytes: 64 << 20,
             open_files_max: 128,
             scrub_bytes_per_second: 32 << 20,
             version_age: Duration::from_secs(60),

@@ -16,7 +16,9 @@ use std::{
     },
 };
 
-use redb::{BackendError, Builder, DatabaseError, StorageBackend, backends::FileBackend};
+use redb::{
+    BackendError, Builder, DatabaseError, ReadOnlyDatabase, StorageBackend, backends::FileBackend,
+};
 
 use super::held::Held;
 use crate::Error;
@@ -240,31 +242,56 @@ pub(crate) fn open_watched(
     options: OpenOptionsRedb,
     health: Arc<Health>,
 ) -> Result<Held, OpenError> {
-    let inner = disk.open(path).map_err(|error| match is_scarcity(&error) {
-        true => OpenError::Scarce(error),
-        false => OpenError::Disk(error.into()),
-    })?;
-    let backend = Watched { inner, health };
+    let backend = watched(disk, path, health)?;
     let open = || {
         Builder::new()
             .set_cache_size(options.cache_bytes)
             .set_check_integrity_on_open(options.verify)
             .create_with_backend(backend)
     };
-    match contain(open) {
-        Ok(Ok(database)) => Ok(Held::new(database)),
-        Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(OpenError::InUse),
-        Ok(Err(DatabaseError::UpgradeRequired(_) | DatabaseError::LockProtocolMismatch)) => {
-            Err(OpenError::Newer)
+    contain(open).map_err(OpenError::Damaged)?.map(Held::new).map_err(OpenError::of)
+}
+
+/// As [`open_watched`], a file that is there, to read it only; `None` when it must be repaired first. Verifies nothing.
+pub(crate) fn open_read_only(
+    disk: &dyn Disk,
+    path: &Path,
+    options: OpenOptionsRedb,
+    health: Arc<Health>,
+) -> Result<Option<ReadOnlyDatabase>, OpenError> {
+    let backend = watched(disk, path, health)?;
+    let open = || {
+        let mut builder = Builder::new();
+        builder.set_cache_size(options.cache_bytes).open_read_only_with_backend(backend)
+    };
+    match contain(open).map_err(OpenError::Damaged)? {
+        Ok(database) => Ok(Some(database)),
+        Err(DatabaseError::RepairAborted) => Ok(None),
+        Err(error) => Err(OpenError::of(error)),
+    }
+}
+
+fn watched(disk: &dyn Disk, path: &Path, health: Arc<Health>) -> Result<Watched, OpenError> {
+    let inner = disk.open(path).map_err(|error| match is_scarcity(&error) {
+        true => OpenError::Scarce(error),
+        false => OpenError::Disk(error.into()),
+    })?;
+    Ok(Watched { inner, health })
+}
+
+impl OpenError {
+    fn of(error: DatabaseError) -> Self {
+        match error {
+            DatabaseError::DatabaseAlreadyOpen => Self::InUse,
+            DatabaseError::UpgradeRequired(_) | DatabaseError::LockProtocolMismatch => Self::Newer,
+            DatabaseError::Storage(redb::StorageError::Io(error)) => match error.kind() {
+                io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                    Self::Damaged(error.to_string())
+                }
+                _ => Self::Disk(error.into()),
+            },
+            error => Self::Damaged(error.to_string()),
         }
-        Ok(Err(DatabaseError::Storage(redb::StorageError::Io(error)))) => match error.kind() {
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-                Err(OpenError::Damaged(error.to_string()))
-            }
-            _ => Err(OpenError::Disk(error.into())),
-        },
-        Ok(Err(error)) => Err(OpenError::Damaged(error.to_string())),
-        Err(panic) => Err(OpenError::Damaged(panic)),
     }
 }
 

@@ -15,7 +15,8 @@ use redb::{Durability, TableHandle, WriteTransaction};
 
 use super::{
     disk::{Disk, Health, contain},
-    file::{ChunkFile, encoded_bytes, failure, open, put_segment},
+    file::{ChunkFile, encoded_bytes, put_segment},
+    handle::{failure, open},
     held::Held,
 };
 use crate::{
@@ -38,7 +39,7 @@ impl Draft {
     /// Begins a file at `path`, where nothing is that counts.
     pub(super) fn create(disk: &dyn Disk, path: &Path, chunk: ChunkId) -> Result<Self, Error> {
         let health = Arc::default();
-        let database = open(disk, path, chunk, &health)?;
+        let database = open(disk, path, (chunk, &health))?;
         let draft = Self { chunk, database, health, segments: 0, bytes: 0 };
         draft.write(|txn| {
             txn.open_table(tables::SEGMENTS)?;
@@ -85,14 +86,20 @@ impl Draft {
         })
     }
 
-    /// Writes the header, and closes the file, which gives back what space it grew by and does not use.
+    /// Writes the header, moves all to the front, and closes the file, which gives back the space that is left.
     pub(super) fn finish(self, header: &FileHeader) -> Result<(), Error> {
         self.write(|txn| {
             let body = tables::pack(header);
             tables::put(&mut txn.open_table(tables::HEADER)?, tables::HEADER_KEY, &[&body])?;
             Ok(())
         })?;
-        let Self { chunk, database, health, .. } = self;
+        let Self { chunk, mut database, health, .. } = self;
+        let compacted = contain(|| database.compact());
+        let compacted = compacted.map_err(|what| Error::Damaged { chunk, what })?;
+        compacted.map_err(|error| {
+            let action = format!("pack the new file of chunk {chunk}");
+            failure(chunk, (action, error), health.ailment())
+        })?;
         let closed = database.close().map_err(|what| Error::Damaged { chunk, what })?;
         closed.map_err(|error| {
             let action = format!("close the new file of chunk {chunk}");

@@ -10,22 +10,20 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
 use hypertide_proto::ids::{ChunkId, Csn};
-use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, StorageError, TableHandle,
-    WriteTransaction,
-};
+use redb::{Durability, ReadTransaction, ReadableTable, TableHandle, WriteTransaction};
 
 use super::{
-    cache::ExtentCache,
-    disk::{Ailment, Disk, Health, OpenError, OpenOptionsRedb, contain, failed, open_watched},
-    held::Held,
+    disk::Disk,
+    files::FileLimits,
+    handle::Handle,
     history::{self, History},
+    memory::Charge,
 };
 use crate::{
     ChunkSpec, Error, Tombstone,
@@ -34,9 +32,6 @@ use crate::{
     tables::{self, CommitRow, FORMAT, FileHeader, Manifest, Point},
     tombstone::Delete,
 };
-
-/// redb's own memory for pages. Small, since extents that were read are kept in the store's cache.
-pub(super) const CACHE_BYTES: usize = 1 << 20;
 
 /// Wrong blocks that a message names.
 const FAULTS_SHOWN: usize = 3;
@@ -59,7 +54,7 @@ pub(crate) enum RawExtent {
 #[derive(Debug)]
 pub(crate) struct New {
     pub(crate) spec: ChunkSpec,
-    pub(crate) cache: Arc<ExtentCache>,
+    pub(crate) limits: FileLimits,
 }
 
 /// A chunk file that is to be opened.
@@ -67,7 +62,7 @@ pub(crate) struct New {
 pub(crate) struct Known {
     pub(crate) chunk: ChunkId,
     pub(crate) manifest: Manifest,
-    pub(crate) cache: Arc<ExtentCache>,
+    pub(crate) limits: FileLimits,
 }
 
 /// Segments of a chunk as they were at one moment.
@@ -127,27 +122,35 @@ struct State {
     segments: Segments,
     /// Replaced segments of this process, which scans may hold.
     garbage: Vec<Arc<Segment>>,
+    /// What the headers of the segments take, for as long as they are here.
+    _directory: Charge,
 }
 
-/// An open chunk file.
+impl State {
+    fn new(header: FileHeader, segments: Segments, limits: &FileLimits) -> Self {
+        let _directory = limits.directory.take(directory_bytes(&segments));
+        Self { header, segments, garbage: Vec::new(), _directory }
+    }
+}
+
+/// A chunk file: what it holds, and the way to its bytes.
 #[derive(Debug)]
 pub(crate) struct ChunkFile {
     chunk: ChunkId,
-    database: Held,
-    health: Arc<Health>,
-    cache: Arc<ExtentCache>,
+    handle: Arc<Handle>,
+    limits: FileLimits,
     state: Mutex<State>,
     /// The file was ahead of the manifest when it was opened, and nobody was told yet.
     ahead: AtomicBool,
+    /// When somebody asked for it last.
+    used: AtomicU64,
 }
 
 impl ChunkFile {
     /// Makes the file of a chunk, which must not be there.
-    pub(crate) fn create(disk: &dyn Disk, path: &Path, new: New) -> Result<Self, Error> {
-        let New { spec, cache } = new;
+    pub(crate) fn create(disk: &Arc<dyn Disk>, path: &Path, new: New) -> Result<Self, Error> {
+        let New { spec, limits } = new;
         let chunk = spec.chunk;
-        let health = Arc::default();
-        let database = open(disk, path, chunk, &health)?;
         let manifest = Manifest {
             file: *uuid::Uuid::new_v4().as_bytes(),
             generation: 0,
@@ -170,7 +173,9 @@ impl ChunkFile {
             compression: None,
             deletes: Vec::new(),
         };
-        let write = || -> Result<(), redb::Error> {
+        let handle = Handle::new(disk, &limits.open, (chunk, path));
+        handle.create()?;
+        handle.write(|database| {
             let txn = database.begin_write()?;
             let body = tables::pack(&header);
             tables::put(&mut txn.open_table(tables::HEADER)?, tables::HEADER_KEY, &[&body])?;
@@ -179,27 +184,27 @@ impl ChunkFile {
             txn.open_table(tables::COMMITS)?;
             txn.commit()?;
             Ok(())
-        };
-        write().map_err(|error| {
-            failure(chunk, (format!("make the file of chunk {chunk}"), error), health.ailment())
         })?;
-        let state = State { header, segments: Arc::default(), garbage: Vec::new() };
-        let (state, ahead) = (Mutex::new(state), AtomicBool::new(false));
-        Ok(Self { chunk, database, health, cache, state, ahead })
+        Ok(Self::of(handle, (header, Vec::new()), (limits, false)))
     }
 
-    /// Opens the file of a chunk and checks it against what the manifest says of it.
-    pub(crate) fn open(disk: &dyn Disk, path: &Path, known: Known) -> Result<Self, Error> {
-        let Known { chunk, manifest, cache } = known;
+    fn of(
+        handle: Arc<Handle>,
+        (header, segments): (FileHeader, Vec<Arc<Segment>>),
+        (limits, ahead): (FileLimits, bool),
+    ) -> Self {
+        let chunk = header.spec.chunk;
+        let state = Mutex::new(State::new(header, Arc::new(segments), &limits));
+        let used = AtomicU64::new(limits.open.tick());
+        Self { chunk, handle, limits, state, ahead: AtomicBool::new(ahead), used }
+    }
+
+    /// Reads what the file of a chunk holds, and checks it against what the manifest says of it.
+    pub(crate) fn open(disk: &Arc<dyn Disk>, path: &Path, known: Known) -> Result<Self, Error> {
+        let Known { chunk, manifest, limits } = known;
         let damaged = |what: String| Error::Damaged { chunk, what };
-        let size = disk.size(path);
-        let size = size.map_err(failed(format_args!("look for the file of chunk {chunk}")))?;
-        if size.unwrap_or(0) == 0 {
-            return Err(damaged("its file is missing or empty".into()));
-        }
-        let health = Arc::default();
-        let database = open(disk, path, chunk, &health)?;
-        let (header, segments) = contain(|| load(&database, chunk)).map_err(damaged)??;
+        let handle = Handle::new(disk, &limits.open, (chunk, path));
+        let (header, segments) = handle.read(|txn| load(txn, chunk))??;
         let (found, known) = (header.manifest, manifest);
         if found.file != known.file || header.spec.chunk != chunk {
             return Err(damaged("its file is another one than the manifest names".into()));
@@ -219,14 +224,32 @@ impl ChunkFile {
                 "its segments hold {rows} rows instead of {all} without {removed}"
             )));
         }
-        let state = State { header, segments: Arc::new(segments), garbage: Vec::new() };
-        let (state, ahead) = (Mutex::new(state), AtomicBool::new(found != known));
-        Ok(Self { chunk, database, health, cache, state, ahead })
+        Ok(Self::of(handle, (header, segments), (limits, found != known)))
     }
 
     /// Whether an operation on the disk failed in a way that only opening the file anew can end.
     pub(crate) fn ailing(&self) -> bool {
-        self.health.ailment() != Ailment::None
+        self.handle.ailing()
+    }
+
+    /// Notes that somebody wants it.
+    pub(crate) fn touch(&self) {
+        self.used.store(self.limits.open.tick(), Ordering::Relaxed);
+    }
+
+    /// When somebody wanted it last.
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// The file has another name from now on.
+    pub(crate) fn renamed(&self, path: &Path) {
+        self.handle.renamed(path);
+    }
+
+    /// The file is about to lose its name; with `read_on`, somebody else still reads it.
+    pub(crate) fn retire(&self, read_on: bool) {
+        self.handle.retire(read_on);
     }
 
     /// What the file holds, once, when the manifest was behind it.
@@ -270,10 +293,7 @@ impl ChunkFile {
 
     /// The commits after `from` up to and with `to`; `None` when they are not all kept. It may begin earlier.
     pub(crate) fn history(&self, from: Csn, to: Point) -> Result<Option<History>, Error> {
-        self.contained("read", || {
-            let txn = self.database.begin_read()?;
-            history::read(&txn.open_table(tables::COMMITS)?, (from, to))
-        })
+        self.handle.read(|txn| history::read(&txn.open_table(tables::COMMITS)?, (from, to)))
     }
 
     /// The name of the `offset`-th segment that is written next.
@@ -331,7 +351,8 @@ impl ChunkFile {
     /// Lets scans see a write.
     pub(crate) fn publish(&self, written: Written) {
         let Written { header, segments, garbage } = written;
-        *self.lock() = State { header, segments, garbage };
+        let state = State::new(header, segments, &self.limits);
+        *self.lock() = State { garbage, ..state };
     }
 
     fn open_added(&self, write: &Write) -> Result<Vec<Arc<Segment>>, Error> {
@@ -349,8 +370,8 @@ impl ChunkFile {
         dead: &[(u64, u32)],
     ) -> Result<(), Error> {
         let first = header.segment_next - write.added.len() as u64;
-        let run = || -> Result<(), redb::Error> {
-            let mut txn = self.database.begin_write()?;
+        self.handle.write(|database| {
+            let mut txn = database.begin_write()?;
             txn.set_durability(Durability::Immediate)?;
             {
                 for (segment, encoded) in (first..).zip(&write.added) {
@@ -374,8 +395,7 @@ impl ChunkFile {
             }
             txn.commit()?;
             Ok(())
-        };
-        self.contained("write", run)
+        })
     }
 
     /// Encoded bytes of the segments but these.
@@ -388,8 +408,7 @@ impl ChunkFile {
     /// Encoded bytes of a segment.
     pub(crate) fn segment_bytes(&self, segment: &Segment) -> Result<u64, Error> {
         let (id, count) = garbage_of(segment);
-        self.contained("measure", || {
-            let txn = self.database.begin_read()?;
+        self.handle.read(|txn| {
             let (segments, extents) =
                 (txn.open_table(tables::SEGMENTS)?, txn.open_table(tables::EXTENTS)?);
             let header = segments.get(id.to_be_bytes().as_slice())?;
@@ -416,8 +435,7 @@ impl ChunkFile {
     /// The header of a segment as it was written, verified.
     fn header_of(&self, segment: &Segment) -> Result<Vec<u8>, Error> {
         let (id, key) = (segment.key().segment, segment.key().segment.to_be_bytes());
-        let header = self.contained("read", || {
-            let txn = self.database.begin_read()?;
+        let header = self.handle.read(|txn| {
             let row = txn.open_table(tables::SEGMENTS)?.get(key.as_slice())?;
             Ok(row.and_then(|row| tables::unframe(&key, row.value()).map(<[u8]>::to_vec)))
         })?;
@@ -451,8 +469,7 @@ impl ChunkFile {
 
     /// The rows of all tables but `without`, as they lie in the file.
     pub(super) fn tables(&self, without: &[&str]) -> Result<Vec<(String, RawRows)>, Error> {
-        self.contained("read", || {
-            let txn = self.database.begin_read()?;
+        self.handle.read(|txn| {
             let mut tables = Vec::new();
             for handle in txn.list_tables()?.filter(|handle| !without.contains(&handle.name())) {
                 let mut rows = RawRows::new();
@@ -469,11 +486,11 @@ impl ChunkFile {
     /// An extent of a segment, verified.
     pub(crate) fn extent(&self, segment: u64, extent: usize) -> Result<Bytes, Error> {
         let name = (self.lock().header.manifest.file, segment, extent);
-        if let Some(bytes) = self.cache.get(&name) {
+        if let Some(bytes) = self.limits.cache.get(&name) {
             return Ok(bytes);
         }
         let bytes = self.read_extent(segment, extent)?;
-        self.cache.put(name, &bytes);
+        self.limits.cache.put(name, &bytes);
         Ok(bytes)
     }
 
@@ -495,8 +512,7 @@ impl ChunkFile {
     pub(crate) fn raw_extent(&self, segment: u64, extent: usize) -> Result<RawExtent, Error> {
         let number = u32::try_from(extent).unwrap_or(u32::MAX);
         let key = tables::extent_key(segment, number);
-        self.contained("read", || {
-            let txn = self.database.begin_read()?;
+        self.handle.read(|txn| {
             let row = txn.open_table(tables::EXTENTS)?.get(key.as_slice())?;
             Ok(row.map_or(RawExtent::Missing, |row| match tables::unframe(&key, row.value()) {
                 Some(bytes) => RawExtent::Whole(Bytes::copy_from_slice(bytes)),
@@ -514,41 +530,6 @@ impl ChunkFile {
         let faults = super::check::faults_of_extent(segment, extent, bytes);
         let shown = faults.iter().take(FAULTS_SHOWN).map(|fault| format!("; {}", fault.place()));
         shown.collect()
-    }
-
-    /// Runs work on the database; bytes that make redb stumble are damage, all else is the disk's.
-    fn contained<T>(
-        &self,
-        verb: &str,
-        work: impl FnOnce() -> Result<T, redb::Error>,
-    ) -> Result<T, Error> {
-        let chunk = self.chunk;
-        match contain(work) {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) if is_damage(&error) => {
-                Err(Error::Damaged { chunk, what: error.to_string() })
-            }
-            Ok(Err(error)) => {
-                let action = format!("{verb} the file of chunk {chunk}");
-                Err(failure(chunk, (action, error), self.health.ailment()))
-            }
-            Err(what) => Err(Error::Damaged { chunk, what }),
-        }
-    }
-}
-
-/// What a failed operation means, by what the disk answered.
-pub(super) fn failure(
-    chunk: ChunkId,
-    (action, error): (String, redb::Error),
-    ailment: Ailment,
-) -> Error {
-    match ailment {
-        Ailment::Unreadable => {
-            Error::Damaged { chunk, what: format!("the disk cannot read its file: {error}") }
-        }
-        Ailment::Full => Error::DiskFull(format!("{action}: {error}")),
-        Ailment::None | Ailment::Broken => failed(action)(error),
     }
 }
 
@@ -576,20 +557,6 @@ fn garbage_of(segment: &Segment) -> (u64, u32) {
     (segment.key().segment, u32::try_from(segment.extent_count()).unwrap_or(u32::MAX))
 }
 
-/// Whether redb says that bytes are wrong, and not that the disk failed.
-fn is_damage(error: &redb::Error) -> bool {
-    match error {
-        redb::Error::Io(error) => matches!(
-            error.kind(),
-            std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::InvalidData
-        ),
-        redb::Error::Corrupted(_)
-        | redb::Error::TableDoesNotExist(_)
-        | redb::Error::TableTypeMismatch { .. } => true,
-        _ => false,
-    }
-}
-
 /// What is wrong with a segment, as an error of its chunk.
 pub(crate) fn segment_error(chunk: ChunkId, error: SegmentError) -> Error {
     match error {
@@ -598,59 +565,41 @@ pub(crate) fn segment_error(chunk: ChunkId, error: SegmentError) -> Error {
     }
 }
 
-pub(super) fn open(
-    disk: &dyn Disk,
-    path: &Path,
-    chunk: ChunkId,
-    health: &Arc<Health>,
-) -> Result<Held, Error> {
-    let options = OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify: false };
-    let action = || format!("open the file of chunk {chunk}");
-    open_watched(disk, path, options, Arc::clone(health)).map_err(|error| match error {
-        OpenError::Damaged(what) => Error::Damaged { chunk, what },
-        OpenError::Newer => Error::Damaged { chunk, what: "its file is of a newer format".into() },
-        // By a scan that still holds a handle which failed.
-        OpenError::InUse => Error::Overloaded(format!("{}: it is in use", action())),
-        OpenError::Scarce(error) => Error::Overloaded(format!("{}: {error}", action())),
-        OpenError::Disk(source) => match health.ailment() {
-            Ailment::Unreadable => {
-                Error::Damaged { chunk, what: format!("the disk cannot read its file: {source}") }
-            }
-            Ailment::Full => Error::DiskFull(format!("{}: {source}", action())),
-            Ailment::None | Ailment::Broken => Error::Disk { action: action(), source },
-        },
-    })
+/// What the headers of segments take in memory.
+fn directory_bytes(segments: &Segments) -> usize {
+    segments.iter().map(|segment| segment.memory_bytes()).sum()
 }
 
-fn load(database: &Database, chunk: ChunkId) -> Result<(FileHeader, Vec<Arc<Segment>>), Error> {
-    let damaged = |what: &str| Error::Damaged { chunk, what: what.to_owned() };
-    let disk = |error: redb::Error| match is_damage(&error) {
-        true => Error::Damaged { chunk, what: error.to_string() },
-        false => failed(format_args!("read the file of chunk {chunk}"))(error),
+type Loaded = (FileHeader, Vec<Arc<Segment>>);
+
+/// The header of a file, and those of its segments.
+fn load(txn: &ReadTransaction, chunk: ChunkId) -> Result<Result<Loaded, Error>, redb::Error> {
+    let damaged = |what: &str| Ok(Err(Error::Damaged { chunk, what: what.to_owned() }));
+    let table = txn.open_table(tables::HEADER)?;
+    let Some(row) = table.get(tables::HEADER_KEY)? else {
+        return damaged("its file has no header");
     };
-    let storage = |error: StorageError| disk(error.into());
-    let txn = database.begin_read().map_err(|error| disk(error.into()))?;
-    let table = txn.open_table(tables::HEADER).map_err(|error| disk(error.into()))?;
-    let row = table.get(tables::HEADER_KEY).map_err(storage)?;
-    let row = row.ok_or_else(|| damaged("its file has no header"))?;
-    let body = tables::unframe(tables::HEADER_KEY, row.value());
-    let body = body.ok_or_else(|| damaged("the header of its file has wrong bytes"))?;
+    let wrong = "the header of its file has wrong bytes";
+    let Some(body) = tables::unframe(tables::HEADER_KEY, row.value()) else {
+        return damaged(wrong);
+    };
     if tables::format_of(body) != Some(FORMAT) {
-        return Err(damaged("its file is of another format"));
+        return damaged("its file is of another format");
     }
-    let header: FileHeader = rmp_serde::from_slice(body)
-        .map_err(|_| damaged("the header of its file has wrong bytes"))?;
+    let Ok(header) = rmp_serde::from_slice::<FileHeader>(body) else { return damaged(wrong) };
     let mut segments = Vec::new();
-    let table = txn.open_table(tables::SEGMENTS).map_err(|error| disk(error.into()))?;
-    for row in table.iter().map_err(storage)? {
-        let (key, value) = row.map_err(storage)?;
+    for row in txn.open_table(tables::SEGMENTS)?.iter()? {
+        let (key, value) = row?;
         let id = key.value().try_into().ok().map(u64::from_be_bytes);
         let body = tables::unframe(key.value(), value.value());
-        let (segment, body) =
-            id.zip(body).ok_or_else(|| damaged("the header of a segment has wrong bytes"))?;
+        let Some((segment, body)) = id.zip(body) else {
+            return damaged("the header of a segment has wrong bytes");
+        };
         let key = SegmentKey { file: header.manifest.file, segment };
-        let opened = Segment::open(key, body).map_err(|error| segment_error(chunk, error))?;
-        segments.push(Arc::new(opened));
+        match Segment::open(key, body) {
+            Ok(segment) => segments.push(Arc::new(segment)),
+            Err(error) => return Ok(Err(segment_error(chunk, error))),
+        }
     }
-    Ok((header, segments))
+    Ok(Ok((header, segments)))
 }

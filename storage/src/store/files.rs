@@ -1,7 +1,7 @@
-//! The chunk files of a store: which are open, and the bound on their number.
+//! The chunk files of a store: what is known of them, which are open, and the bounds on both.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -13,7 +13,9 @@ use super::{
     disk::{Disk, failed, sync_dir},
     draft::Draft,
     file::{ChunkFile, Known, New},
+    handle::OpenFiles,
     identity::NodeFile,
+    memory::Memory,
 };
 use crate::{ChunkSpec, Error, tables::FileHeader};
 
@@ -28,10 +30,12 @@ const SUFFIX_NEW: &str = "redb.new";
 type Slot = Arc<Mutex<Option<Arc<ChunkFile>>>>;
 
 /// How much of the chunk files is kept at hand.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct FileLimits {
-    /// Files that stay open when nobody uses them.
-    pub(crate) open_max: usize,
+    /// Files that are open.
+    pub(crate) open: Arc<OpenFiles>,
+    /// Headers of segments. Those of files that are in use stay, whatever they take.
+    pub(crate) directory: Arc<Memory>,
     /// Extents that were read.
     pub(crate) cache: Arc<ExtentCache>,
 }
@@ -43,8 +47,6 @@ pub(crate) struct Files {
     dir: PathBuf,
     limits: FileLimits,
     slots: Mutex<BTreeMap<ChunkId, Slot>>,
-    /// Open files, the one opened first in front.
-    open: Mutex<VecDeque<ChunkId>>,
 }
 
 impl Files {
@@ -73,8 +75,7 @@ impl Files {
                 disk.remove(&path).map_err(failed)?;
             }
         }
-        let (slots, open) = (Mutex::default(), Mutex::default());
-        Ok(Self { disk, dir, limits, slots, open })
+        Ok(Self { disk, dir, limits, slots: Mutex::default() })
     }
 
     fn path(&self, chunk: ChunkId) -> PathBuf {
@@ -102,19 +103,19 @@ impl Files {
         let slot = self.slot(chunk);
         let mut slot = lock(&slot);
         if let Some(file) = slot.as_ref().filter(|file| !file.ailing()) {
+            file.touch();
             return Ok(Some(Arc::clone(file)));
         }
         // One that fails only does so until it is opened anew. Two handles on a file cannot be.
         *slot = None;
-        let cache = Arc::clone(&self.limits.cache);
-        let known = Known { chunk, manifest, cache };
-        let file = Arc::new(ChunkFile::open(self.disk.as_ref(), &self.path(chunk), known)?);
+        let known = Known { chunk, manifest, limits: self.limits.clone() };
+        let file = Arc::new(ChunkFile::open(&self.disk, &self.path(chunk), known)?);
         if file.manifest() != manifest {
             node.save_manifests(&[(chunk, Some(file.manifest()))])?;
         }
         *slot = Some(Arc::clone(&file));
         drop(slot);
-        self.opened(chunk);
+        self.trim();
         Ok(Some(file))
     }
 
@@ -131,12 +132,11 @@ impl Files {
         let path = self.path(chunk);
         // What an interrupted creation left has no rows.
         self.remove_path(&path)?;
-        let new = New { spec: spec.clone(), cache: Arc::clone(&self.limits.cache) };
-        let file = Arc::new(ChunkFile::create(self.disk.as_ref(), &path, new)?);
+        let new = New { spec: spec.clone(), limits: self.limits.clone() };
+        let file = Arc::new(ChunkFile::create(&self.disk, &path, new)?);
         sync_dir(self.disk.as_ref(), &self.dir)?;
         node.save_manifests(&[(chunk, Some(file.manifest()))])?;
         *lock(&self.slot(chunk)) = Some(Arc::clone(&file));
-        self.opened(chunk);
         Ok(file)
     }
 
@@ -163,11 +163,15 @@ impl Files {
     ) -> Result<Arc<ChunkFile>, Error> {
         draft.finish(header)?;
         let (new, path) = (self.path_new(chunk), self.path(chunk));
-        let cache = Arc::clone(&self.limits.cache);
-        let known = Known { chunk, manifest: header.manifest, cache };
-        let file = ChunkFile::open(self.disk.as_ref(), &new, known)?;
+        let known = Known { chunk, manifest: header.manifest, limits: self.limits.clone() };
+        let file = ChunkFile::open(&self.disk, &new, known)?;
+        // Who begins to read it from now on until the switch may still read on.
+        if let Some(old) = lock(&self.slot(chunk)).as_ref() {
+            old.retire(true);
+        }
         let renamed = self.disk.rename(&new, &path);
         renamed.map_err(failed(format_args!("replace the file of chunk {chunk}")))?;
+        file.renamed(&path);
         sync_dir(self.disk.as_ref(), &self.dir)?;
         Ok(Arc::new(file))
     }
@@ -196,23 +200,26 @@ impl Files {
         }
     }
 
-    /// Notes an open file, and closes others that nobody uses when there are too many.
-    fn opened(&self, chunk: ChunkId) {
-        let mut open = lock(&self.open);
-        open.retain(|known| *known != chunk);
-        open.push_back(chunk);
-        for _ in self.limits.open_max..open.len() {
-            let Some(oldest) = open.pop_front() else { return };
-            let slot = self.slot(oldest);
-            let Ok(mut slot) = slot.try_lock() else {
-                open.push_back(oldest);
-                continue;
-            };
-            // Closed under the lock of its slot, so that nobody opens it meanwhile.
-            if slot.as_ref().is_some_and(|file| Arc::strong_count(file) == 1) {
-                *slot = None;
-            } else if slot.is_some() {
-                open.push_back(oldest);
+    /// Forgets what is known of files that nobody uses, the one wanted last at the end, while that takes too much.
+    fn trim(&self) {
+        let directory = &self.limits.directory;
+        if directory.used() <= directory.limit() {
+            return;
+        }
+        let slots: Vec<Slot> = lock(&self.slots).values().map(Arc::clone).collect();
+        let used = |slot: Slot| {
+            let file = slot.try_lock().ok()?.as_ref().map(|file| file.used())?;
+            Some((file, slot))
+        };
+        let mut idle: Vec<(u64, Slot)> = slots.into_iter().filter_map(used).collect();
+        idle.sort_by_key(|(used, _)| *used);
+        for (_, slot) in idle {
+            if directory.used() <= directory.limit() / 8 * 7 {
+                return;
+            }
+            if let Ok(mut slot) = slot.try_lock() {
+                // Closed under the lock of its slot, so that nobody opens it meanwhile.
+                slot.take_if(|file| Arc::strong_count(file) == 1);
             }
         }
     }
@@ -223,7 +230,7 @@ impl Files {
 
     /// Files that are open, and count.
     pub(crate) fn open_count(&self) -> usize {
-        lock(&self.open).len()
+        self.limits.open.count()
     }
 
     /// Removes the file of a chunk. A scan that reads it goes on.
@@ -232,11 +239,11 @@ impl Files {
         self.remove_path(&self.path(chunk))
     }
 
+    /// Lets go of the file of a chunk, before it loses its name.
     fn forget(&self, chunk: ChunkId) {
         let slot = lock(&self.slots).remove(&chunk);
-        lock(&self.open).retain(|open| *open != chunk);
-        if let Some(slot) = slot {
-            lock(&slot).take();
+        if let Some(file) = slot.and_then(|slot| lock(&slot).take()) {
+            file.retire(Arc::strong_count(&file) > 1);
         }
     }
 
@@ -246,9 +253,10 @@ impl Files {
 
     /// Closes all files that nobody uses.
     pub(crate) fn close(&self) {
-        lock(&self.open).clear();
         for slot in lock(&self.slots).values() {
-            lock(slot).take();
+            if let Some(file) = lock(slot).take() {
+                file.retire(Arc::strong_count(&file) > 1);
+            }
         }
     }
 }

@@ -15,6 +15,14 @@ impl Held {
         Self(Some(database))
     }
 
+    /// Moves its pages to the front, as far as they go, so that closing it can cut off the rest. Only for a file that
+    /// does not count yet.
+    pub(crate) fn compact(&mut self) -> Result<(), redb::Error> {
+        let Some(database) = &mut self.0 else { return Ok(()) };
+        while database.compact()? {}
+        Ok(())
+    }
+
     /// Closes it, and says how that went.
     pub(crate) fn close(mut self) -> Result<Result<(), DatabaseError>, String> {
         let database = self.0.take();

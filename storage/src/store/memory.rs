@@ -57,6 +57,10 @@ impl Memory {
         Some(Charge { bytes, memory: Some(Arc::clone(self)) })
     }
 
+    pub(crate) const fn limit(&self) -> usize {
+        self.limit
+    }
+
     pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }

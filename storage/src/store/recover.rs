@@ -26,6 +26,7 @@ use super::{
     disk::{Disk, sync_dir},
     file::stored,
     files::{FileLimits, Files},
+    handle::OpenFiles,
     identity::NodeFile,
     lock,
     memory::Memory,
@@ -54,7 +55,8 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
     let settled = node.settled();
     let mut journal = Opened::read(disk.as_ref(), &config.dir, identity.disk, settled)?;
     let cache = Arc::new(ExtentCache::new(config.cache_bytes));
-    let limits = FileLimits { open_max: config.open_files_max, cache };
+    let open = OpenFiles::new(config.open_files_max);
+    let limits = FileLimits { open, directory: Memory::new(config.directory_bytes), cache };
     let files = Files::open(Arc::clone(&disk), config.dir.join("chunks"), &node, limits)?;
     if !node.settled() {
         node.settle(disk.as_ref(), &config.dir)?;

@@ -68,8 +68,8 @@ impl Files {
         manifest: Manifest,
     ) -> Result<ChunkFile, Error> {
         sync_dir(self.disk(), &self.dir)?;
-        let known = Known { chunk, manifest, cache: Arc::clone(&self.limits.cache) };
-        ChunkFile::open(self.disk(), new.path(), known)
+        let known = Known { chunk, manifest, limits: self.limits.clone() };
+        ChunkFile::open(&self.disk, new.path(), known)
     }
 
     /// Lets a whole and durable file take the place of the chunk's, from the moment the manifest names it.
@@ -88,13 +88,14 @@ impl Files {
         // next start knows which of the two files counts.
         new.kept = true;
         node.save_manifests(&[(chunk, Some(file.manifest()))])?;
-        name(self.disk(), &new.path, &self.path(chunk))?;
-        let old = slot.replace(file);
-        publish();
-        drop(slot);
-        if old.is_none() {
-            self.opened(chunk);
+        if let Some(old) = slot.as_ref() {
+            old.retire(Arc::strong_count(old) > 1);
         }
+        let path = self.path(chunk);
+        name(self.disk(), &new.path, &path)?;
+        file.renamed(&path);
+        *slot = Some(file);
+        publish();
         Ok(())
     }
 }
@@ -137,22 +138,21 @@ pub(super) fn settle(
     dir: &Path,
     node: &NodeFile,
 ) -> Result<(), Error> {
-    let disk = disk.as_ref();
     let listed = disk.list(dir);
     let listed = listed.map_err(failed(format_args!("list directory {}", dir.display())))?;
     for path in listed {
         let Some(chunk) = chunk_of(&path) else { continue };
         let named = node.manifest(chunk).is_some_and(|manifest| {
-            let known = Known { chunk, manifest, cache: Arc::clone(&limits.cache) };
+            let known = Known { chunk, manifest, limits: limits.clone() };
             let opened = ChunkFile::open(disk, &path, known);
             opened.is_ok_and(|file| file.manifest() == manifest)
         });
         if named {
             tracing::info!("the file of chunk {chunk} is a copy from another replica from now on");
-            name(disk, &path, &dir.join(format!("{}.{SUFFIX}", chunk.0)))?;
+            name(disk.as_ref(), &path, &dir.join(format!("{}.{SUFFIX}", chunk.0)))?;
         } else {
             tracing::info!("remove {}, which was not finished", path.display());
-            remove(disk, &path)?;
+            remove(disk.as_ref(), &path)?;
         }
     }
     Ok(())
