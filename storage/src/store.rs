@@ -9,7 +9,6 @@
 //! Files and rows change hands under it, so that a scan sees every row exactly once.
 
 use std::{
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -29,12 +28,12 @@ use hypertide_proto::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ChunkSummary, CompressionSpec, Error, Scan, ScanRequest, Tombstone, batch,
-    chunk::{Admission, Decided, Replicas, Rows},
+    ChunkSummary, CompressionSpec, Error, Scan, ScanRequest, Tombstone,
+    chunk::{Decided, Replicas, Rows},
     compact::{self, Goal},
     journal::{Change, Journal},
     scan::Source,
-    tables::{DecisionRow, Identity, PartHeader, PartKey, Point},
+    tables::{DecisionRow, Identity, Point},
 };
 
 mod admit;

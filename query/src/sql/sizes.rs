@@ -162,6 +162,9 @@ pub(crate) fn chunk_compression_stats(
     Ok([head, stats_arrays(&bytes.collect::<Vec<_>>()), vec![nodes]].concat())
 }
 
+/// Chunks of a node, those of them that are compressed, and their bytes before and after.
+type NodeChunks = (u64, u64, Option<(u64, u64)>);
+
 /// `hypertable_compression_stats`: a row a data node that holds chunks.
 pub(crate) fn hypertable_compression_stats(
     session: &Session,
@@ -169,7 +172,7 @@ pub(crate) fn hypertable_compression_stats(
     arguments: &Arguments,
 ) -> Result<Vec<ArrayRef>, Error> {
     let table = hypertable(session, frame, arguments)?;
-    let mut by_node: BTreeMap<NodeId, (u64, u64, Option<(u64, u64)>)> = BTreeMap::new();
+    let mut by_node: BTreeMap<NodeId, NodeChunks> = BTreeMap::new();
     for chunk in frame.snapshot.image.catalog.chunks_of(table.id) {
         for rid in &chunk.in_sync {
             let (chunks, compressed, bytes) = by_node.entry(rid.node).or_default();
