@@ -32,6 +32,8 @@ use crate::Error;
 
 /// redb's own memory for pages. Small, since extents that were read are kept in the store's cache.
 const CACHE_BYTES: usize = 1 << 20;
+/// The same of a file that is only read, of which many are open: enough for the pages that lead to its values.
+const READ_CACHE_BYTES: usize = 256 << 10;
 
 /// The open databases of a store, and the bound on their number.
 #[derive(Debug)]
@@ -341,7 +343,8 @@ fn open_to_read(
     path: &Path,
     (chunk, health): (ChunkId, &Arc<Health>),
 ) -> Result<Option<ReadOnlyDatabase>, Error> {
-    let opened = open_read_only(disk, path, OPTIONS, Arc::clone(health));
+    let options = OpenOptionsRedb { cache_bytes: READ_CACHE_BYTES, ..OPTIONS };
+    let opened = open_read_only(disk, path, options, Arc::clone(health));
     opened.map_err(|error| refusal((chunk, health), error))
 }
 

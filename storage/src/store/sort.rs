@@ -393,7 +393,8 @@ mod tests {
             number: (bool, bool),
             text: (bool, bool),
             flag: Option<(bool, bool)>,
-            (text_first, dictionaries): (bool, bool),
+            text_first: bool,
+            dictionaries: bool,
         ) {
             let mut order = vec![by("n", number), by("t", text), by("none", text)];
             if text_first {
