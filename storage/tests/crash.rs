@@ -296,8 +296,10 @@ async fn a_group_of_prepares_costs_one_sync() {
     let before = machine.syncs();
     store.prepare(txn(1), vec![part(1, 0, &rows), part(2, 0, &rows)]).await.unwrap();
     assert_eq!(machine.syncs() - before, 1);
-    // A file that grows is synced once more: here, and not under the group.
-    store.prepare(txn(500), vec![part(3, 0, &rows_of(3, 20_000))]).await.unwrap();
+    // A file that grows is synced once more: here, and not under the group. It grows by twice of what does not fit.
+    let noise = |i: i64| (i, format!("{:x}", Random(i as u64).next()), None);
+    let large: Vec<Row> = (0..40_000).map(noise).collect();
+    store.prepare(txn(500), vec![part(3, 0, &large)]).await.unwrap();
     let before = machine.syncs();
     let held = machine.hold_syncs();
     let prepares = (2..=101).map(|id| store.prepare(txn(id), vec![part(1, 0, &rows)]));
