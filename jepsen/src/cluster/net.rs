@@ -137,7 +137,7 @@ pub(crate) enum Verdict {
     Lose,
     /// Connections are reset.
     Reset,
-    /// What is over 125 KB a second vanishes.
+    /// What is over 16 KB a second vanishes.
     Rate,
 }
 
@@ -159,7 +159,7 @@ impl Rule {
             Verdict::Drop => format!("{from} counter drop"),
             Verdict::Lose => format!("{from} numgen random mod 100 < 20 counter drop"),
             Verdict::Reset => format!("{from} ip protocol tcp counter reject with tcp reset"),
-            Verdict::Rate => format!("{from} limit rate over 125 kbytes/second counter drop"),
+            Verdict::Rate => format!("{from} limit rate over 16 kbytes/second burst 8 kbytes counter drop"),
         }
     }
 }

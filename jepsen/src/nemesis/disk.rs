@@ -39,7 +39,7 @@ impl Nemesis {
                 node.kill().await?;
                 let done = damage(event, &node.dir);
                 rest(event).await;
-                self.revive(node).await?;
+                self.revive_or_replace(node, &done).await?;
                 done?
             }
         };
@@ -50,6 +50,24 @@ impl Nemesis {
             anyhow::bail!(super::Down(words));
         }
         Ok(effect)
+    }
+
+    /// Starts the node; one that does not bear its files gets an empty disk, as an operator would give it.
+    async fn revive_or_replace(
+        &self,
+        node: &Node,
+        done: &anyhow::Result<Effect>,
+    ) -> anyhow::Result<()> {
+        let Err(error) = self.revive(node).await else { return Ok(()) };
+        node.kill().await?;
+        empty(&node.dir)?;
+        self.revive(node).await?;
+        let what = match done {
+            Ok(Effect::Done { proof, .. }) => proof.as_str(),
+            _ => "nothing",
+        };
+        let words = format!("after {what}: {error:#}; it was given an empty disk");
+        anyhow::bail!(super::Down(words))
     }
 
     async fn ready(&self) -> anyhow::Result<()> {

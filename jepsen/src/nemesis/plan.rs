@@ -66,7 +66,7 @@ kinds! {
     Loss = "loss" in Network,
     /// connections of one node to the others are reset
     Reset = "reset" in Network,
-    /// one node gets 1 Mbit/s at most
+    /// one node gets 16 KB/s from each other at most
     Rate = "rate" in Network,
     /// bits of a stopped data node's files flipped
     Flip = "flip" in Disk,
