@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
 use hypertide_proto::wire::{
-    meta::{StatusReply, StatusRequest},
+    meta::{IdentityRequest, StatusReply, StatusRequest},
     storage::{CheckChunkRequest, ChunksRequest},
 };
 use tokio_postgres::{NoTls, SimpleQueryMessage, SimpleQueryRow};
@@ -100,6 +100,25 @@ impl Cluster {
             }
         }
         Err(last)
+    }
+
+    /// Whether a node answers calls: its listener is open before it can.
+    pub(crate) async fn answers(&self, node: &Node) -> bool {
+        let address = node.address(RPC);
+        let ask = async {
+            let (Ok(mut meta), Ok(mut storage)) =
+                (self.channels.meta(&address), self.channels.storage(&address))
+            else {
+                return false;
+            };
+            let refused = match node.role {
+                Role::Access => meta.identity(IdentityRequest::default()).await.err(),
+                // Without the cluster's identity it refuses, which is an answer.
+                Role::Data => storage.chunks(ChunksRequest::default()).await.err(),
+            };
+            refused.is_none_or(|status| std::error::Error::source(&status).is_none())
+        };
+        tokio::time::timeout(STATUS_LIMIT, ask).await.unwrap_or(false)
     }
 
     /// The name of the leader.

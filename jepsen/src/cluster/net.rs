@@ -159,7 +159,9 @@ impl Rule {
             Verdict::Drop => format!("{from} counter drop"),
             Verdict::Lose => format!("{from} numgen random mod 100 < 20 counter drop"),
             Verdict::Reset => format!("{from} ip protocol tcp counter reject with tcp reset"),
-            Verdict::Rate => format!("{from} limit rate over 16 kbytes/second burst 8 kbytes counter drop"),
+            Verdict::Rate => {
+                format!("{from} limit rate over 16 kbytes/second burst 8 kbytes counter drop")
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, bail};
 use tokio::sync::{MutexGuard, RwLock};
 
-use crate::cluster::{Cluster, Node, RPC, command, net::Rules};
+use crate::cluster::{Cluster, Node, command, net::Rules};
 use plan::{Class, Event, Kind, Record, Status, Target};
 
 /// Time for a node to serve again after it was started.
@@ -169,7 +169,7 @@ impl Nemesis {
     async fn revive(&self, node: &Node) -> anyhow::Result<()> {
         node.start()?;
         let deadline = Instant::now() + REVIVE_LIMIT;
-        while tokio::net::TcpStream::connect(node.address(RPC)).await.is_err() {
+        while !self.cluster.answers(node).await {
             if !node.alive() {
                 bail!(Down(format!("{} ends when it is started: {}", node.name, last_words(node))));
             }
