@@ -19,7 +19,9 @@ impl Note {
         let notes = notes();
         std::fs::create_dir_all(&notes).with_context(|| format!("make {}", notes.display()))?;
         let path = notes.join(std::process::id().to_string());
-        std::fs::write(&path, dir.to_string_lossy().as_bytes()).context("note the run")?;
+        let born = born(std::process::id()).context("find out when this process began")?;
+        let text = format!("{born}\n{}", dir.display());
+        std::fs::write(&path, text).context("note the run")?;
         Ok(Self(path))
     }
 }
@@ -34,11 +36,17 @@ fn notes() -> PathBuf {
     std::env::temp_dir().join("hypertide-jepsen-runs")
 }
 
-/// Whether the process is a harness.
+/// When a process began, in ticks since the machine did.
+fn born(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
+/// Whether a run goes on: its process is there, and no other one under its number.
 fn alive(pid: u32) -> bool {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    // The kernel keeps 15 characters of a name.
-    name.trim_end() == "hypertide-jepse"
+    let note = std::fs::read_to_string(notes().join(pid.to_string())).unwrap_or_default();
+    let noted = note.lines().next().and_then(|line| line.parse::<u64>().ok());
+    born(pid).is_some_and(|born| noted.is_none_or(|noted| noted == born))
 }
 
 /// Removes what killed runs left.
@@ -48,7 +56,8 @@ pub(crate) async fn sweep() -> anyhow::Result<()> {
         if owner.is_none_or(alive) {
             continue;
         }
-        let dir = PathBuf::from(std::fs::read_to_string(entry.path()).unwrap_or_default());
+        let note = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        let dir = PathBuf::from(note.lines().nth(1).unwrap_or_default());
         if dir.is_absolute() {
             clear(&dir).await?;
         }
@@ -80,4 +89,17 @@ pub(crate) async fn clear(dir: &Path) -> anyhow::Result<()> {
         run(&["umount", "-l", point]).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_under_its_number() {
+        let own = std::process::id();
+        assert!(born(own) > Some(0));
+        assert!(alive(own));
+        assert!(!alive(u32::MAX));
+    }
 }
