@@ -34,6 +34,7 @@ async fn a_killed_data_node_is_survived_and_catches_up() {
     load.end(&client).await;
     // The rows are there without either of the other nodes, and d1 got them by what it missed.
     cluster.check_chunks();
+    cluster.say_fetched("d1");
     let log = cluster.log_of("d1");
     assert!(log.contains(": delta of ") && !log.contains(": whole copy of "), "{log}");
 }

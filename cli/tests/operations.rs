@@ -46,6 +46,7 @@ async fn a_frozen_data_node_is_gone_around_and_catches_up() {
     load.end(&client).await;
     cluster.check_chunks();
     // It is brought up by what it missed, not by whole chunks.
+    cluster.say_fetched("d1");
     let log = cluster.log_of("d1");
     assert!(log.contains(": delta of ") && !log.contains(": whole copy of "), "{log}");
 }
@@ -73,6 +74,7 @@ async fn a_wiped_data_node_is_rebuilt() {
     let nodes = status["nodes"].as_array().expect("it is a list");
     let wiped = nodes.iter().find(|node| node["name"] == "d2").expect("it is listed");
     assert!(wiped["chunks"].as_u64() > Some(0), "{status}");
+    cluster.say_fetched("d2");
 }
 
 /// Names of the chunks and their replicas.
@@ -176,6 +178,7 @@ async fn a_fourth_node_takes_its_share_and_another_is_removed() {
     cluster.wait_for("d4 to have its share", |status| even(status, 4));
     load.more(STATEMENTS).await;
     load.say("added", began);
+    cluster.say_fetched("d4");
     let began = Instant::now();
     let dir = cluster.dir().to_str().expect("it is text").to_owned();
     run_ok(&["node", "drain", "d2", "--dir", &dir]);

@@ -176,6 +176,21 @@ impl Cluster {
         text(&std::fs::read(self.dir().join(node).join("log")).unwrap_or_default())
     }
 
+    /// Says how much a node has fetched, to people who run a test with `--no-capture`.
+    pub(crate) fn say_fetched(&self, node: &str) {
+        let log = self.log_of(node);
+        for kind in ["delta of ", "whole copy of "] {
+            let fetched = log.lines().filter_map(|line| line.split_once(kind));
+            let bytes = fetched.filter_map(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok());
+            let bytes: Vec<u64> = bytes.collect();
+            eprintln!(
+                "{node}: {} times {kind}{} bytes in all",
+                bytes.len(),
+                bytes.iter().sum::<u64>()
+            );
+        }
+    }
+
     /// The logs, for a failing test's message.
     pub(crate) fn logs(&self) -> String {
         let mut all = String::new();

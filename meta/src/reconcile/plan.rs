@@ -76,6 +76,8 @@ pub struct Scene<'a> {
     pub failed: &'a BTreeSet<(ChunkId, NodeId)>,
     /// Chunks that are being compressed, or the like, and where; and those for which that failed a moment ago.
     pub compressing: &'a BTreeMap<(ChunkId, NodeId), bool>,
+    /// Replicas that are to go now that a move has put another in their place.
+    pub leaving: &'a BTreeMap<ChunkId, NodeId>,
     /// Rows a second of the chunks that are written to.
     pub hot: &'a BTreeMap<ChunkId, u64>,
     /// The leader's clock.
@@ -212,6 +214,8 @@ pub(super) struct Wish {
     pub(super) chunk: ChunkId,
     pub(super) target: Rid,
     pub(super) reason: Reason,
+    /// The replica to copy from; the least busy one when none is named.
+    pub(super) source: Option<Rid>,
 }
 
 /// Nodes that do not serve, and whether they have not for so long that nobody waits for them.
@@ -335,7 +339,8 @@ impl Planner<'_> {
 
     /// Copies that the chunk needs.
     fn joins(&self, chunk: &Chunk, table: &Table) -> Vec<Wish> {
-        let wish = |target: Rid, reason: Reason| Wish { chunk: chunk.id, target, reason };
+        let wish =
+            |target: Rid, reason: Reason| Wish { chunk: chunk.id, target, reason, source: None };
         // A join whose leader went away is begun anew.
         let begun = chunk.joining.iter().filter(|joiner| self.serves(joiner.rid.node));
         let mut wishes: Vec<Wish> = begun.map(|joiner| wish(joiner.rid, Reason::Return)).collect();
@@ -420,7 +425,8 @@ impl Planner<'_> {
         let load = |rid: &Rid| loads.get(&rid.node).copied().unwrap_or(0);
         let worst = self.sound(chunk).max_by_key(|rid| {
             let leaves = self.draining(rid.node) || detached(rid);
-            (leaves, load(rid), !bucket.contains(&rid.node), rid.node)
+            let moved = self.scene.leaving.get(&id) == Some(&rid.node);
+            (leaves, moved, load(rid), !bucket.contains(&rid.node), rid.node)
         });
         worst.and_then(remove)
     }
@@ -434,8 +440,9 @@ impl Planner<'_> {
         };
         let source = order.source.and_then(|source| self.node(source)).map(|node| node.rid);
         if !chunk.in_sync.contains(&target.rid) {
-            let wish = Wish { chunk: chunk.id, target: target.rid, reason: Reason::Order };
-            if self.serves(target.id()) && wishes.iter().all(|other| !other.same(&wish)) {
+            let (chunk, target) = (chunk.id, target.rid);
+            let wish = Wish { chunk, target, reason: Reason::Order, source: None };
+            if self.serves(target.node) && wishes.iter().all(|other| !other.same(&wish)) {
                 wishes.push(wish);
             }
         } else if let Some(source) = source {
@@ -458,7 +465,7 @@ impl Planner<'_> {
             *load.entry(*source).or_default() += 1;
         }
         let mut actions = Vec::new();
-        for Wish { chunk, target, reason } in wishes {
+        for Wish { chunk, target, reason, source: wanted } in wishes {
             let key = (chunk, target.node);
             let under_way =
                 self.scene.running.contains_key(&key) || self.scene.failed.contains(&key);
@@ -468,7 +475,8 @@ impl Planner<'_> {
             }
             let Some(row) = self.scene.catalog.chunk(chunk) else { continue };
             let sources = self.sound(row).filter(|rid| rid.node != target.node);
-            let Some(source) = sources.min_by_key(|rid| (busy(rid.node), rid.node)) else {
+            let source = sources.min_by_key(|rid| (Some(*rid) != wanted, busy(rid.node), rid.node));
+            let Some(source) = source else {
                 continue;
             };
             if busy(source.node) >= COPIES_PER_NODE {

@@ -57,6 +57,8 @@ pub(crate) struct Jobs {
     done: VecDeque<Transfer>,
     /// Replicas that are being rewritten, or that failed to be, with when that may be tried again.
     rewrites: BTreeMap<(ChunkId, NodeId), Option<Instant>>,
+    /// Replicas in whose place a move has put another.
+    leaving: BTreeMap<ChunkId, NodeId>,
     copies_done: u64,
     moves_done: u64,
     bytes_copied: u64,
@@ -73,6 +75,16 @@ impl Jobs {
     pub(crate) fn failed(&self, now: Instant) -> BTreeSet<(ChunkId, NodeId)> {
         let waits = |job: &Job| job.failed.as_ref().is_some_and(|(until, _)| *until > now);
         self.jobs.iter().filter(|(_, job)| waits(job)).map(|(key, _)| *key).collect()
+    }
+
+    /// Replicas that are to go now that a move has put another in their place.
+    pub(crate) fn leaving(&self) -> BTreeMap<ChunkId, NodeId> {
+        self.leaving.clone()
+    }
+
+    /// Notes that a replica of the chunk was told to go.
+    pub(crate) fn left(&mut self, chunk: ChunkId) {
+        self.leaving.remove(&chunk);
     }
 
     /// Notes the start of a copy.
@@ -115,7 +127,10 @@ impl Jobs {
         let mut job = self.jobs.remove(&key)?;
         job.phase = Phase::Done;
         self.copies_done += 1;
-        self.moves_done += u64::from(job.reason == Reason::Rebalance);
+        if job.reason == Reason::Rebalance {
+            self.moves_done += 1;
+            self.leaving.insert(key.0, job.source.node);
+        }
         self.done.push_back(transfer(key.0, &job));
         if self.done.len() > DONE_SHOWN {
             self.done.pop_front();

@@ -213,10 +213,10 @@ async fn run_jobs(node: &MetaNode, image: &Image) {
 }
 
 fn next_actions(node: &MetaNode, image: &Image, watch: &Watch) -> Vec<Action> {
-    let (running, failed, compressing): (_, BTreeSet<_>, _) = {
+    let (running, failed, compressing, leaving): (_, BTreeSet<_>, _, _) = {
         let (mut jobs, now) = (node.jobs(), Instant::now());
         jobs.forget_failed(now);
-        (jobs.running(), jobs.failed(now), jobs.compressing(now))
+        (jobs.running(), jobs.failed(now), jobs.compressing(now), jobs.leaving())
     };
     let (seen, hot) = (node.fleet().seen(), hot(watch));
     plan(&Scene {
@@ -225,6 +225,7 @@ fn next_actions(node: &MetaNode, image: &Image, watch: &Watch) -> Vec<Action> {
         running: &running,
         failed: &failed,
         compressing: &compressing,
+        leaving: &leaving,
         hot: &hot,
         now_ms: now_ms(),
         dead_after_ms: node.tuning().dead_after_ms,
@@ -260,6 +261,7 @@ async fn perform(node: &Arc<MetaNode>, image: &Image, action: Action) {
             });
         }
         Action::Remove { chunk, rid, damaged } => {
+            node.jobs().left(chunk);
             let outcome = propose(node, Command::RemoveReplica { chunk, rid }).await;
             log_changed(outcome, |_| match damaged {
                 true => format!("chunk {chunk} is damaged on {rid}: the replica is rebuilt"),

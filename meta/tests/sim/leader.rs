@@ -132,6 +132,7 @@ impl Cluster {
             running: &running,
             failed: &failed,
             compressing: &BTreeMap::new(),
+            leaving: &BTreeMap::new(),
             hot: &hot,
             now_ms: now,
             dead_after_ms: DEAD_AFTER_MS,

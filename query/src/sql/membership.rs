@@ -9,6 +9,7 @@ use arrow::{
     datatypes::{DataType, Field},
 };
 use hypertide_meta::catalog::{Block, Command, DataNode, Detach, Outcome, Table, TableKind};
+use hypertide_proto::ids::NodeId;
 
 use super::{call::Arguments, parse::regclass, table::find_named};
 use crate::{
@@ -239,11 +240,42 @@ pub(crate) async fn drain(
 ) -> Result<Vec<ArrayRef>, Error> {
     let node = node_name(arguments, "node_name")?;
     let draining = arguments.bool("draining")?.unwrap_or(true);
-    let changed = existing(frame, &node)?.draining != draining;
+    let known = existing(frame, &node)?;
+    let changed = known.draining != draining;
+    if changed && draining {
+        check_drain(frame, known)?;
+    }
     if changed {
         session.propose(Command::SetDraining { node, draining }).await?;
     }
     Ok(vec![Arc::new(BooleanArray::from(vec![changed]))])
+}
+
+/// There must be enough other nodes for the replicas of each hypertable, or draining would never end.
+fn check_drain(frame: &Frame, node: &DataNode) -> Result<(), Error> {
+    let catalog = &frame.snapshot.image.catalog;
+    let stays = |other: &NodeId| {
+        let other = catalog.data_node(*other).filter(|other| other.id() != node.id());
+        other.is_some_and(|other| !other.draining && !other.unavailable)
+    };
+    for table in catalog.tables() {
+        let Some(made) = table.hypertable() else { continue };
+        let held = catalog.replicas(table.id, node.id()) > 0;
+        let stay = made.data_nodes.iter().filter(|other| stays(other)).count();
+        if held && stay < usize::from(made.replication_factor) {
+            let name = &table.name;
+            let message = format_args!(
+                "insufficient number of data nodes for distributed hypertable \"{name}\""
+            );
+            return Err(Error::of("TS160", message)
+                .with_detail(format_args!(
+                    "{stay} data nodes would be left for {} replicas.",
+                    made.replication_factor
+                ))
+                .with_hint("Attach another data node or lower the replication factor."));
+        }
+    }
+    Ok(())
 }
 
 /// `set_min_in_sync`: how many replicas must be in sync for a hypertable to take rows.

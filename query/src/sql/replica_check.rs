@@ -40,6 +40,8 @@ const APPLY_PAUSE: Duration = Duration::from_millis(50);
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for reading and decoding all of one replica.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
+/// SQLSTATE of what is read from wrong bytes.
+const DATA_CORRUPTED: &str = "XX001";
 /// Nodes that are visited at once, and replicas of one node that are read at once.
 const NODES_AT_ONCE: usize = 8;
 const READS_AT_ONCE: usize = 2;
@@ -212,7 +214,7 @@ impl Visit {
         let counted = count_rows(&self.ctx, &self.image, chunk, self.node);
         match tokio::time::timeout(limit, counted).await {
             Ok(Ok(rows)) => seen.rows = Some(rows),
-            Ok(Err(error)) => note(&mut seen, Error::from(error).message),
+            Ok(Err(error)) => note(&mut seen, Error::from(error)),
             Err(_) => seen.unknown = Some("reading it took too long".to_owned()),
         }
         if self.checksums && chunk.last_csn.0 > 0 {
@@ -261,9 +263,10 @@ fn silent() -> RpcError {
 }
 
 /// A replica that says itself that it is damaged is wrong; one that cannot be read is not known.
-fn note(seen: &mut Seen, message: String) {
-    let place = if message.contains("damaged") { &mut seen.wrong } else { &mut seen.unknown };
-    *place = Some(message);
+fn note(seen: &mut Seen, error: Error) {
+    let damaged = error.state.0 == DATA_CORRUPTED;
+    let place = if damaged { &mut seen.wrong } else { &mut seen.unknown };
+    *place = Some(error.message);
 }
 
 /// Compares what a replica says of its commits with the catalog.
