@@ -56,18 +56,21 @@ fn logged(cluster: &Cluster, words: &str) -> usize {
 }
 
 async fn fill(client: &Client) {
-    client.batch_execute("CREATE TABLE m (time timestamptz, device text, v bigint)").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE m (time timestamptz, device text, v bigint)")
+        .await
+        .expect("the statement is answered");
     let distribute = "SELECT create_distributed_hypertable('m', 'time', 'device', \
                       chunk_time_interval => INTERVAL '1 day', replication_factor => 2)";
-    client.batch_execute(distribute).await.unwrap();
+    client.batch_execute(distribute).await.expect("the statement is answered");
     let insert = format!(
         "INSERT INTO m SELECT to_timestamp(1767225600 + 16 * i), \
          'd' || (i % 10), i FROM generate_series(1, {ROWS}) AS g(i)"
     );
-    client.batch_execute(&insert).await.unwrap();
+    client.batch_execute(&insert).await.expect("the statement is answered");
     let options = "ALTER TABLE m SET (timescaledb.compress, \
                    timescaledb.compress_segmentby = 'device')";
-    client.batch_execute(options).await.unwrap();
+    client.batch_execute(options).await.expect("the statement is answered");
 }
 
 const COUNTED: &str = "SELECT count(*), count(DISTINCT v), sum(v) FROM m WHERE device <> 'late'";

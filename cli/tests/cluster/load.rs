@@ -42,10 +42,13 @@ pub(crate) struct Load {
 
 /// Makes table `m` with two replicas of each chunk.
 pub(crate) async fn make_table(client: &Client) {
-    client.batch_execute("CREATE TABLE m (time timestamptz, device text, v bigint)").await.unwrap();
+    client
+        .batch_execute("CREATE TABLE m (time timestamptz, device text, v bigint)")
+        .await
+        .expect("the table can be made");
     let distribute = "SELECT create_distributed_hypertable('m', 'time', 'device', \
                       replication_factor => 2)";
-    client.batch_execute(distribute).await.unwrap();
+    client.batch_execute(distribute).await.expect("the table can be made");
 }
 
 impl Load {

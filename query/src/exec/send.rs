@@ -137,8 +137,8 @@ fn flight_error(error: FlightError) -> RpcError {
 /// The error of a call or of its stream. An unknown error with a cause was made here, of a connection that broke: what a
 /// data node says has none. A read may be asked for elsewhere, and is no defect.
 fn call_error(status: Status) -> RpcError {
-    let broken = status.code() == tonic::Code::Unknown
-        && std::error::Error::source(&status).is_some();
+    let broken =
+        status.code() == tonic::Code::Unknown && std::error::Error::source(&status).is_some();
     let error = RpcError::from(status);
     if broken { RpcError::new(Code::Unavailable, error.message) } else { error }
 }
