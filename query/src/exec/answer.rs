@@ -108,6 +108,9 @@ impl AnswerExec {
 
 /// Partial states of a schema.
 fn states_of(schema: &SchemaRef, states: &[State], answers: &[Answer]) -> Result<RecordBatch> {
+    if answers.is_empty() {
+        return Ok(RecordBatch::new_empty(Arc::clone(schema)));
+    }
     let columns = schema.fields().iter().zip(states).map(|(field, state)| -> Result<ArrayRef> {
         let values = answers.iter().map(|answer| state_of(*state, answer, field.data_type()));
         ScalarValue::iter_to_array(values.collect::<Result<Vec<_>>>()?)

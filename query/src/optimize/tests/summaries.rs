@@ -102,7 +102,9 @@ fn queries() -> impl Strategy<Value = String> {
     };
     let all = "time, host, usage, note, total";
     prop_oneof![
-        4 => (prop::collection::vec(aggregates(), 1..4), conditions()).prop_map(|(list, condition)| {
+        4 => (prop::collection::btree_set(aggregates(), 1..4), conditions()).prop_map(|(list, condition)| {
+            // No column stands twice.
+            let list: Vec<&str> = list.into_iter().collect();
             format!("SELECT {} FROM cpu{condition}", list.join(", "))
         }),
         1 => conditions().prop_map(|condition| {
@@ -126,7 +128,7 @@ fn queries() -> impl Strategy<Value = String> {
                 "usage NULLS FIRST", "time DESC, usage", "usage, time DESC"]),
             1..40usize, conditions())
             .prop_map(move |(order, limit, condition)| {
-                format!("SELECT {all} FROM cpu{condition} ORDER BY {order}, total LIMIT {limit}")
+                format!("SELECT {all} FROM cpu{condition} ORDER BY {order}, total, time LIMIT {limit}")
             }),
         1 => (1..40usize, conditions()).prop_map(|(limit, condition)| {
             format!("SELECT count(*) FROM (SELECT time FROM cpu{condition} LIMIT {limit}) AS few")
