@@ -36,6 +36,9 @@ const FAULTS_LIMIT: Duration = Duration::from_secs(300);
 /// Time for a client to end.
 const CLIENTS_LIMIT: Duration = Duration::from_secs(120);
 
+/// Size of a data node's own file system, where one is to be filled: more than the half GiB that a node keeps free.
+const SMALL_DISK_MIB: u32 = 768;
+
 /// What is to be run.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -73,7 +76,7 @@ impl Run {
             access: self.config.access,
             data: self.config.data,
             spare: u8::from(self.config.faults.contains(&Kind::Add)),
-            disk_mib: nemesis::needs_small_disks(&self.config.faults).then_some(256),
+            disk_mib: nemesis::needs_small_disks(&self.config.faults).then_some(SMALL_DISK_MIB),
         }
     }
 
