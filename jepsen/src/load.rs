@@ -21,6 +21,8 @@ use crate::{
 
 /// Time for one statement, before the factor for slow machines.
 const STATEMENT_SECONDS: u64 = 8;
+/// Pause before the next connection after one that was refused.
+const RECONNECT_DELAY: Duration = Duration::from_millis(300);
 /// Attempts of a statement with a name for retries.
 const ATTEMPTS_MAX: u32 = 6;
 /// Acknowledged statements with a name that are sent once more all the same, of 100.
@@ -196,6 +198,10 @@ impl Worker {
         }
         if lost {
             self.move_on();
+        }
+        if outcome == Outcome::Fail && lost {
+            // Nobody may be there: it is not asked again at once.
+            tokio::time::sleep(RECONNECT_DELAY).await;
         }
         outcome
     }
