@@ -144,11 +144,14 @@ impl Opened {
         }
         let (database, wrong) = open_verified(disk, &path)?;
         let read = contain(|| read_all(&database, disk_id));
+        let read = read.inspect_err(|_| database.distrust());
         let read = read.map_err(|what| refusal(&path, OpenError::Damaged(what)))?;
-        let recovered = read.map_err(failed(format_args!("read {shown}")))?;
+        let recovered = read.inspect_err(|_| database.distrust());
+        let recovered = recovered.map_err(failed(format_args!("read {shown}")))?;
         let recovered = recovered.ok_or_else(|| lost("it carries another disk's id"))?;
         if let Some(wrong) = wrong.filter(|_| recovered.damaged.is_empty()) {
             // No row is wrong, so that it is unknown which rows are missing.
+            database.distrust();
             return Err(refusal(&path, OpenError::Damaged(wrong)));
         }
         Ok(Self { database, recovered })

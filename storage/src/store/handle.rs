@@ -249,6 +249,11 @@ impl Handle {
     fn let_go(&self, state: &mut State) {
         let Some(open) = state.open.take() else { return };
         self.files.count.fetch_sub(1, Ordering::Relaxed);
+        if let Open::Writing(held) = &open
+            && self.stumbled.load(Ordering::Acquire)
+        {
+            held.distrust();
+        }
         if let Err(what) = contain(|| drop(open)) {
             tracing::warn!("close the file of chunk {}: {what}", self.chunk);
         }

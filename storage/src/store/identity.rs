@@ -53,6 +53,9 @@ impl NodeFile {
         };
         let database = database.map_err(|error| refusal(dir, error))?;
         let read = contain(|| read_all(&database));
+        if !matches!(read, Ok(Ok(Ok(_)))) {
+            database.distrust();
+        }
         let read = read.map_err(|what| refusal(dir, OpenError::Damaged(what)))?;
         let read = read.map_err(failed("read node.redb"))?;
         let (identity, manifest) = read.map_err(|error| refusal(dir, error))?;
