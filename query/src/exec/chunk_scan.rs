@@ -12,7 +12,9 @@ use datafusion::{
     },
     error::{DataFusionError, Result},
     execution::{SendableRecordBatchStream, TaskContext},
-    physical_expr::{EquivalenceProperties, PhysicalExpr},
+    physical_expr::{
+        AcrossPartitions, ConstExpr, EquivalenceProperties, PhysicalExpr, expressions::Column,
+    },
     physical_plan::{
         DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
         ReplaceChildrenOptions,
@@ -61,6 +63,25 @@ pub(crate) struct ChunkScanExec {
     metrics: ExecutionPlanMetricsSet,
 }
 
+/// Columns that have one value in all rows that pass. Sorts are planned over filters that tell so, and rely on it when
+/// the filter has gone into the scan.
+fn equivalences_of(leaf: &ScanLeaf) -> EquivalenceProperties {
+    let schema = leaf.schema();
+    let constants: Vec<ConstExpr> = leaf
+        .constants()
+        .filter_map(|name| Some((name, schema.index_of(name).ok()?)))
+        .map(|(name, at)| {
+            let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(name, at));
+            ConstExpr::new(column, AcrossPartitions::Uniform(None))
+        })
+        .collect();
+    let mut equivalences = EquivalenceProperties::new(Arc::clone(&schema));
+    match equivalences.add_constants(constants) {
+        Ok(()) => equivalences,
+        Err(_) => EquivalenceProperties::new(schema),
+    }
+}
+
 impl ChunkScanExec {
     /// A scan as the access node plans it: one partition a data node.
     pub(crate) fn planned(leaf: ScanLeaf, plan: ScanPlan) -> Self {
@@ -81,7 +102,7 @@ impl ChunkScanExec {
 
     fn properties_of(leaf: &ScanLeaf, partitions: usize) -> Arc<PlanProperties> {
         let properties = PlanProperties::new(
-            EquivalenceProperties::new(leaf.schema()),
+            equivalences_of(leaf),
             Partitioning::UnknownPartitioning(partitions.max(1)),
             EmissionType::Incremental,
             Boundedness::Bounded,

@@ -10,7 +10,7 @@ use arrow::datatypes::{DataType, Schema, SchemaRef};
 use hypertide_meta::catalog::{Rule, Table, TableKind};
 use hypertide_proto::{
     ids::{ChunkId, TableId},
-    predicate::{Predicate, Term, Value, Zone},
+    predicate::{Predicate, Term, Test, Value, Zone},
     schema::{Column, ColumnType},
     time::TimeRange,
 };
@@ -206,6 +206,13 @@ impl ScanLeaf {
             field.with_data_type(DataType::Dictionary(Box::new(DataType::Int32), values))
         });
         Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+    }
+
+    /// The columns that every row has the same value in.
+    pub(super) fn constants(&self) -> impl Iterator<Item = &str> {
+        let tested = |term: &&Term| self.tested.iter().any(|column| column.name == term.column);
+        let one = |term: &&Term| matches!(&term.test, Test::In(values) if values.len() == 1);
+        self.predicate.terms.iter().filter(tested).filter(one).map(|term| term.column.as_str())
     }
 
     /// The columns that the predicate is exact for.

@@ -28,7 +28,7 @@ use super::{
     check::check_rows,
     deliver::{Delivery, Shipment, decide, prepare},
     gather::Gather,
-    split::{Group, split},
+    split::{Edges, Group, split},
 };
 use crate::{Engine, Error};
 
@@ -96,6 +96,7 @@ type Gathers = BTreeMap<Place, Gather>;
 pub(crate) struct Kept {
     shares: BTreeMap<ChunkId, Share>,
     found: HashMap<Place, ChunkId>,
+    edges: HashMap<TableId, Arc<Edges>>,
     kept_bytes: usize,
 }
 
@@ -109,6 +110,8 @@ pub(crate) struct Writer {
     txn: TxnId,
     shares: BTreeMap<ChunkId, Share>,
     found: HashMap<Place, ChunkId>,
+    /// Edges of older chunks of each table, as its first rows met them.
+    edges: HashMap<TableId, Arc<Edges>>,
     gathers: Gathers,
     /// Parts that are being encoded, in the order of their numbers.
     encoding: VecDeque<(Place, Encoding)>,
@@ -130,6 +133,7 @@ impl Writer {
             txn: engine.catalog.begin(),
             shares: BTreeMap::new(),
             found: HashMap::new(),
+            edges: HashMap::new(),
             gathers: Gathers::new(),
             encoding: VecDeque::new(),
             under_way: JoinSet::new(),
@@ -153,6 +157,7 @@ impl Writer {
         Kept {
             shares: self.shares.iter().map(|(id, one)| (*id, share(one))).collect(),
             found: self.found.clone(),
+            edges: self.edges.clone(),
             kept_bytes: self.kept_bytes,
         }
     }
@@ -160,8 +165,9 @@ impl Writer {
     /// A writer of a new transaction that took what another had kept. Nothing of it is sent yet.
     pub(crate) fn again(engine: &Arc<Engine>, kept: &Kept) -> Self {
         let mut writer = Self::new(engine);
-        let Kept { shares, found, kept_bytes } = kept.clone();
+        let Kept { shares, found, edges, kept_bytes } = kept.clone();
         (writer.shares, writer.found, writer.kept_bytes) = (shares, found, kept_bytes);
+        writer.edges = edges;
         writer
     }
 
@@ -179,10 +185,11 @@ impl Writer {
     ) -> Result<(), Error> {
         // The statement may take long; each of its steps may not.
         let deadline = deadline.min(Instant::now() + self.engine.config.commit_deadline);
-        let (cut, mut gathers) = (Arc::clone(table), std::mem::take(&mut self.gathers));
+        let (cut, edges) = (Arc::clone(table), self.edges(table));
+        let mut gathers = std::mem::take(&mut self.gathers);
         let (gathers, groups, parts) = blocking(move || {
             check_rows(&cut, &rows)?;
-            let groups = split(&cut, &rows)?;
+            let groups = split(&cut, &edges, &rows)?;
             let parts = gather(&mut gathers, &cut, &rows, &groups)?;
             Ok((gathers, groups, parts))
         })
@@ -193,6 +200,15 @@ impl Writer {
             self.encode(place, move || Ok(Some(encode(&rows)?)));
         }
         self.send_encoded(ENCODINGS_MAX, deadline).await
+    }
+
+    /// Edges of the table's chunks that rows must be told apart by.
+    fn edges(&mut self, table: &Table) -> Arc<Edges> {
+        let edges = self.edges.entry(table.id).or_insert_with(|| {
+            let image = self.engine.catalog.image();
+            Arc::new(Edges::of(table, image.catalog.chunks_of(table.id)))
+        });
+        Arc::clone(edges)
     }
 
     /// Starts to encode a part.
@@ -367,7 +383,7 @@ impl Writer {
         CommitRecord { txn: self.txn, write, parts: self.shares.values().map(part).collect() }
     }
 
-    /// Makes sure that every group has its chunk.
+    /// Makes sure that every group has its chunk, in which all its rows lie.
     async fn find_chunks(
         &mut self,
         table: &Arc<Table>,
@@ -381,20 +397,24 @@ impl Writer {
             if self.found.contains_key(&key) {
                 continue;
             }
-            let holds = |chunk: &&Chunk| {
-                chunk.state == hypertide_meta::catalog::ChunkState::Open
-                    && chunk.slices.len() == group.point.len()
-                    && chunk.slices.iter().zip(&group.point).all(|(slice, at)| slice.contains(*at))
-            };
-            let known = image.catalog.chunks_of(table.id).filter(holds);
-            match known.max_by_key(|chunk| chunk.generation) {
+            match image.catalog.chunk_at(table.id, &group.point) {
                 Some(chunk) => self.take(table, key, chunk.clone()),
                 None => missing.push(group),
             }
         }
-        if missing.is_empty() {
-            return Ok(());
+        if !missing.is_empty() {
+            self.make_chunks(table, &missing, deadline).await?;
         }
+        self.check_places(table, groups)
+    }
+
+    /// Makes the chunks that groups are without.
+    async fn make_chunks(
+        &mut self,
+        table: &Arc<Table>,
+        missing: &[&Group],
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let points = missing.iter().map(|group| group.point.clone()).collect();
         let command = Command::EnsureChunks { table: table.id, points };
         let (_, answer) = self.engine.catalog.propose(command, deadline).await?;
@@ -405,6 +425,25 @@ impl Writer {
             self.take(table, (table.id, group.key.clone()), chunk);
         }
         Ok(())
+    }
+
+    /// Refuses rows that do not lie in the box of the chunk that was found for them: somebody changed the interval or
+    /// the partitions while the statement ran, and a read that looks for them by time or place would miss them.
+    fn check_places(&self, table: &Table, groups: &[Group]) -> Result<(), Error> {
+        let place = |group: &Group| {
+            let chunk = self.found.get(&(table.id, group.key.clone()))?;
+            self.shares.get(chunk).map(|share| &share.chunk)
+        };
+        let astray = |group: &&Group| !place(group).is_some_and(|chunk| group.lies_in(chunk));
+        match groups.iter().find(astray) {
+            None => Ok(()),
+            Some(_) if table.hypertable().is_none() => Ok(()),
+            Some(_) => Err(Error::of(
+                "40001",
+                format_args!("the chunks of table \"{}\" were cut otherwise meanwhile", table.name),
+            )
+            .with_hint("Run the statement again.")),
+        }
     }
 
     fn take(&mut self, table: &Arc<Table>, key: Place, chunk: Chunk) {

@@ -2,8 +2,11 @@
 //!
 //! The chunk of a row is the slice of its time and the bucket of the hash of each space column. Pruning asks the same
 //! questions of a filter ([`crate::prune`]): both must always agree, or rows would be stored where none looks for them.
+//!
+//! Chunks from before a change of interval or partitions have other edges than the slices and buckets of now, and new
+//! ones are cut around them: where there are such edges ([`Edges`]), rows are told apart by them, too.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use arrow::{
     array::{Array, AsArray, PrimitiveArray, RecordBatch},
@@ -12,7 +15,7 @@ use arrow::{
         Int64Type, TimestampMicrosecondType, UInt16Type,
     },
 };
-use hypertide_meta::catalog::{Rule, Table, TableKind};
+use hypertide_meta::catalog::{Chunk, Rule, Table, TableKind};
 use hypertide_proto::{
     partition::{HashKey, bucket, hash},
     time::DAY_MICROS,
@@ -27,16 +30,57 @@ const NEAR_GROUPS: usize = 16;
 /// Rows that lie in one chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
-    /// Slice number and buckets: equal for rows of one chunk, and only for them.
+    /// Slice number, buckets, and places between edges: rows of one key lie in one chunk.
     pub(crate) key: Vec<i64>,
     /// A point of the chunk, one coordinate per dimension.
     pub(crate) point: Vec<i64>,
+    /// The least and the greatest coordinate of its rows in each dimension.
+    extents: Vec<(i64, i64)>,
     /// Positions of the rows in the batch, rising.
     pub(crate) rows: Vec<u32>,
 }
 
+impl Group {
+    /// Whether all its rows lie in the box of a chunk.
+    pub(crate) fn lies_in(&self, chunk: &Chunk) -> bool {
+        chunk.slices.len() == self.point.len()
+            && chunk.slices.iter().zip(&self.extents).all(|(slice, (least, greatest))| {
+                slice.contains(*least) && slice.contains(*greatest)
+            })
+    }
+}
+
+/// Edges of chunks that are no edges of the table's slices and buckets of now, rising, for each dimension.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Edges(Vec<Vec<i64>>);
+
+impl Edges {
+    /// The edges of all the chunks of a table.
+    pub(crate) fn of<'a>(table: &Table, chunks: impl Iterator<Item = &'a Chunk>) -> Self {
+        let Some(hypertable) = table.hypertable() else { return Self::default() };
+        let mut edges = vec![BTreeSet::new(); hypertable.dimensions.len()];
+        for chunk in chunks {
+            let sides = hypertable.dimensions.iter().zip(&chunk.slices).zip(&mut edges);
+            for ((dimension, slice), edges) in sides {
+                let ends = [slice.start(), slice.end()].into_iter();
+                edges.extend(ends.filter(|at| {
+                    !matches!(*at, i64::MIN | i64::MAX) && dimension.slice(*at).start() != *at
+                }));
+            }
+        }
+        Self(edges.into_iter().map(|edges| edges.into_iter().collect()).collect())
+    }
+
+    /// Between which edges of a dimension points lie; nothing without edges.
+    fn numbers(&self, dimension: usize, points: &[i64]) -> Option<Vec<i64>> {
+        let edges = self.0.get(dimension).filter(|edges| !edges.is_empty())?;
+        let number = |point: &i64| edges.partition_point(|edge| edge <= point) as i64;
+        Some(points.iter().map(number).collect())
+    }
+}
+
 /// Groups rows, whose columns are exactly the table's, by chunk. Groups come in the order of their first row.
-pub(crate) fn split(table: &Table, rows: &RecordBatch) -> Result<Vec<Group>, Error> {
+pub(crate) fn split(table: &Table, edges: &Edges, rows: &RecordBatch) -> Result<Vec<Group>, Error> {
     let count = u32::try_from(rows.num_rows());
     let count = count.map_err(|_| Error::of("54000", "too many rows at once"))?;
     if count == 0 {
@@ -44,11 +88,11 @@ pub(crate) fn split(table: &Table, rows: &RecordBatch) -> Result<Vec<Group>, Err
     }
     let TableKind::Hypertable(hypertable) = &table.kind else {
         let rows = (0..count).collect();
-        return Ok(vec![Group { key: Vec::new(), point: Vec::new(), rows }]);
+        return Ok(vec![Group { key: Vec::new(), point: Vec::new(), extents: Vec::new(), rows }]);
     };
     let mut coordinates = Vec::with_capacity(hypertable.dimensions.len());
     let mut keys = Vec::with_capacity(hypertable.dimensions.len());
-    for dimension in &hypertable.dimensions {
+    for (number, dimension) in hypertable.dimensions.iter().enumerate() {
         let array = rows
             .column_by_name(&dimension.column)
             .ok_or_else(|| Error::no_column(&dimension.column, &table.name))?;
@@ -56,12 +100,14 @@ pub(crate) fn split(table: &Table, rows: &RecordBatch) -> Result<Vec<Group>, Err
             Rule::Time { interval, .. } => {
                 let times = times(table, &dimension.column, array.as_ref())?;
                 keys.push(slices(&times, (*interval).max(1)));
+                keys.extend(edges.numbers(number, &times));
                 coordinates.push(times);
             }
             Rule::Hash { buckets } => {
                 let hashes = hashes(array.as_ref())?;
                 let partitions = u16::try_from(buckets.len()).unwrap_or(u16::MAX).max(1);
                 keys.push(hashes.iter().map(|hash| i64::from(bucket(*hash, partitions))).collect());
+                keys.extend(edges.numbers(number, &hashes));
                 coordinates.push(hashes);
             }
         }
@@ -173,6 +219,10 @@ fn group(count: u32, keys: &[Vec<i64>], coordinates: &[Vec<i64>]) -> Vec<Group> 
             near.or_else(|| numbers.get(&key).copied()).and_then(|number| groups.get_mut(number))
         {
             group.rows.push(position);
+            for ((least, greatest), column) in group.extents.iter_mut().zip(coordinates) {
+                let at = column.get(row).copied().unwrap_or_default();
+                (*least, *greatest) = ((*least).min(at), (*greatest).max(at));
+            }
             continue;
         }
         let mut point = Vec::with_capacity(coordinates.len());
@@ -180,7 +230,8 @@ fn group(count: u32, keys: &[Vec<i64>], coordinates: &[Vec<i64>]) -> Vec<Group> 
         if groups.len() >= NEAR_GROUPS {
             numbers.insert(key.clone(), groups.len());
         }
-        groups.push(Group { key: key.clone(), point, rows: vec![position] });
+        let extents = point.iter().map(|at| (*at, *at)).collect();
+        groups.push(Group { key: key.clone(), point, extents, rows: vec![position] });
     }
     groups
 }

@@ -109,7 +109,7 @@ proptest! {
         buckets in 1u16..6,
     ) {
         let table = table(buckets.into());
-        let groups = split(&table, &rows(&values)).expect("the rows are right");
+        let groups = split(&table, &Edges::default(), &rows(&values)).expect("the rows are right");
         let mut seen: Vec<i64> = groups.iter().flat_map(numbers).collect();
         seen.sort_unstable();
         prop_assert_eq!(seen, (0..values.len() as i64).collect::<Vec<_>>());
@@ -134,6 +134,50 @@ proptest! {
     }
 }
 
+proptest! {
+    /// Chunks from before a change of partitions and interval hold all rows of a group or none.
+    #[test]
+    fn rows_are_told_apart_by_the_edges_of_older_chunks(
+        values in proptest::collection::vec((-5_000i64..5_000, proptest::option::of("[a-f]{0,2}")), 1..60),
+        older in 1usize..10,
+        (before, after) in (1u16..6, 1u16..6),
+        width in 150i64..2_500,
+    ) {
+        let mut earlier = table(before.into());
+        if let TableKind::Hypertable(made) = &mut earlier.kind
+            && let Rule::Time { interval, .. } = &mut made.dimensions[0].rule
+        {
+            *interval = width;
+        }
+        let rows = rows(&values);
+        let groups = split(&earlier, &Edges::default(), &rows).expect("the rows are right");
+        let chunks: Vec<Chunk> = groups.iter().take(older).map(|group| {
+            let dimensions = &earlier.hypertable().expect("it is one").dimensions;
+            let sides = dimensions.iter().zip(&group.point);
+            let slices = sides.map(|(dimension, at)| dimension.slice(*at)).collect();
+            Chunk { slices, ..chunk(group, before) }
+        }).collect();
+        prop_assert!(groups.iter().zip(&chunks).all(|(group, chunk)| group.lies_in(chunk)));
+
+        let now = table(after.into());
+        let edges = Edges::of(&now, chunks.iter());
+        let groups = split(&now, &edges, &rows).expect("the rows are right");
+        let points = |group: &Group| -> Vec<(i64, i64)> {
+            let hash_of = |place: &Option<String>| hash(place.as_deref().map_or(HashKey::Null, HashKey::Text));
+            let point = |row: &u32| &values[*row as usize];
+            group.rows.iter().map(point).map(|(time, place)| (*time, hash_of(place))).collect()
+        };
+        for (group, chunk) in groups.iter().flat_map(|group| chunks.iter().map(move |chunk| (group, chunk))) {
+            let within = |(time, hash): &(i64, i64)| {
+                chunk.slices[0].contains(*time) && chunk.slices[1].contains(*hash)
+            };
+            let inside = points(group).iter().filter(|point| within(point)).count();
+            prop_assert!(inside == 0 || inside == group.rows.len());
+            prop_assert_eq!(group.lies_in(chunk), inside > 0);
+        }
+    }
+}
+
 #[test]
 fn a_dictionary_lies_where_its_texts_do() {
     let values: Vec<(i64, Option<String>)> = (0i64..100)
@@ -145,9 +189,9 @@ fn a_dictionary_lies_where_its_texts_do() {
     columns[1] = cast(&columns[1], &places).expect("there are few");
     let names = ["time", "place", "number"].into_iter().zip(columns);
     let batch = RecordBatch::try_from_iter(names).expect("the columns fit");
-    let groups = split(&table(4), &batch).expect("the rows are right");
+    let groups = split(&table(4), &Edges::default(), &batch).expect("the rows are right");
     assert!(groups.len() > NEAR_GROUPS, "{}", groups.len());
-    assert_eq!(groups, split(&table(4), &plain).expect("the rows are right"));
+    assert_eq!(groups, split(&table(4), &Edges::default(), &plain).expect("the rows are right"));
 }
 
 #[test]
@@ -159,13 +203,14 @@ fn slices_are_those_of_a_division() {
 
 #[test]
 fn times_that_lie_in_no_chunk_are_refused() {
-    let infinite = split(&table(1), &rows(&[(i64::MAX, None)])).expect_err("infinity");
+    let infinite =
+        split(&table(1), &Edges::default(), &rows(&[(i64::MAX, None)])).expect_err("infinity");
     assert_eq!(infinite.state.0, "22008");
     let mut columns = rows(&[(1, None)]).columns().to_vec();
     columns[0] = arrow::array::new_null_array(columns[0].data_type(), 1);
     let batch =
         RecordBatch::try_new(table(1).columns.to_arrow(), columns).expect("the columns fit");
-    let error = split(&table(1), &batch).expect_err("NULL");
+    let error = split(&table(1), &Edges::default(), &batch).expect_err("NULL");
     assert_eq!(error.state.0, "23502");
     assert_eq!(error.message, "null value in column \"time\" violates not-null constraint");
 }
