@@ -89,9 +89,7 @@ pub fn plain_schema(schema: &SchemaRef) -> SchemaRef {
 pub fn encode(batch: &RecordBatch) -> Result<Encoded, Error> {
     check(batch)?;
     // A generous guess, so that the stream is rarely moved while it grows.
-    let guess =
-        batch.columns().iter().filter_map(|array| array.to_data().get_slice_memory_size().ok());
-    let guess = guess.sum::<usize>() + 4096 + batch.num_columns() * 512;
+    let guess = bytes_of(batch) + 4096 + batch.num_columns() * 512;
     let stream = write(batch, guess.min(DECODED_BYTES_MAX))
         .map_err(|error| Error::Invalid(format!("cannot encode rows: {error}")))?;
     if stream.len() > DECODED_BYTES_MAX {
@@ -111,6 +109,13 @@ pub fn encode(batch: &RecordBatch) -> Result<Encoded, Error> {
         payload: payload.into(),
         decoded_bytes: stream.len() as u32,
     })
+}
+
+/// Bytes that the rows of a batch take, without what they share with other rows.
+#[must_use]
+pub fn bytes_of(batch: &RecordBatch) -> usize {
+    let sizes = batch.columns().iter();
+    sizes.map(|array| array.to_data().get_slice_memory_size().unwrap_or(0)).sum()
 }
 
 /// The hash of a payload, as [`Encoded::hash`] has it.

@@ -13,7 +13,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use arrow::{array::RecordBatch, ipc::reader::StreamReader};
+use arrow::{
+    array::{RecordBatch, UInt32Array},
+    compute::take_record_batch,
+    ipc::reader::StreamReader,
+};
 use arrow_flight::error::FlightError;
 use clap::ValueEnum;
 use indicatif::ProgressBar;
@@ -202,7 +206,10 @@ fn source(args: &Args) -> anyhow::Result<NextRows> {
         if count < batch.num_rows() {
             left = Some(batch.slice(count, batch.num_rows() - count));
         }
-        Some(Ok(batch.slice(0, count)))
+        // A copy: all columns of a file's batch are one buffer, which the encoder would count once a column.
+        let positions =
+            UInt32Array::from_iter_values((0..count).filter_map(|at| at.try_into().ok()));
+        Some(take_record_batch(&batch, &positions).map_err(FlightError::from))
     }))
 }
 

@@ -11,7 +11,7 @@ use arrow::{
     datatypes::{DataType, Schema, SchemaRef},
     error::ArrowError,
 };
-use hypertide_storage::batch::{DICTIONARY_ENTRIES_MAX, plain_type};
+use hypertide_storage::batch::{DICTIONARY_ENTRIES_MAX, bytes_of, plain_type};
 
 use super::texts::Texts;
 
@@ -114,9 +114,7 @@ fn columns(schema: &SchemaRef) -> Vec<Column> {
 
 /// Bytes that a row of a batch takes, on average.
 fn row_bytes(batch: &RecordBatch) -> usize {
-    let sizes = batch.columns().iter();
-    let sizes = sizes.map(|array| array.to_data().get_slice_memory_size().unwrap_or(0));
-    (sizes.sum::<usize>() / batch.num_rows().max(1)).max(1)
+    (bytes_of(batch) / batch.num_rows().max(1)).max(1)
 }
 
 /// The values at these positions, which rise: without a copy when they follow each other.

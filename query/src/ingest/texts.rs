@@ -21,6 +21,8 @@ const TRIAL_ROWS: usize = 1024;
 const ROWS_PER_ENTRY_MIN: usize = 2;
 /// Slots of a new table of entries, a power of two.
 const SLOTS_MIN: usize = 64;
+/// Bytes of all entries that their offsets can count.
+const BYTES_MAX: usize = i32::MAX as usize;
 /// No key yet, in a translation from the keys of another dictionary.
 const NO_KEY: u32 = u32::MAX;
 
@@ -65,6 +67,11 @@ impl Texts {
 
     /// Appends the texts at these positions of an array, which is plain or a dictionary.
     pub(super) fn add(&mut self, array: &ArrayRef, rows: &[u32]) -> Result<(), ArrowError> {
+        if let Self::Dictionary(dictionary) = self
+            && dictionary.entries.bytes.len().saturating_add(text_bytes(array)) > BYTES_MAX
+        {
+            *self = Self::Plain(vec![cast(&dictionary.finish()?, &DataType::Utf8)?]);
+        }
         match self {
             Self::Plain(pieces) => {
                 let texts = take(array, &UInt32Array::from(rows.to_vec()), None)?;
@@ -96,6 +103,14 @@ impl Texts {
                 if worth { Ok(texts) } else { cast(&texts, &DataType::Utf8) }
             }
         }
+    }
+}
+
+/// Bytes of the different texts of an array, at most.
+fn text_bytes(array: &ArrayRef) -> usize {
+    match array.as_dictionary_opt::<UInt16Type>() {
+        Some(array) => text_bytes(array.values()),
+        None => array.as_string::<i32>().value_data().len(),
     }
 }
 

@@ -4,18 +4,23 @@ use std::sync::Arc;
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch},
-    compute::cast,
-    datatypes::{DataType, Schema},
+    compute::{cast, concat_batches},
+    datatypes::{DataType, FieldRef, Schema},
 };
 use datafusion::execution::SendableRecordBatchStream;
 use futures::TryStreamExt as _;
 use hypertide_meta::catalog::Table;
 use hypertide_proto::schema::{Column, ColumnType};
-use hypertide_storage::batch::{DICTIONARY_ENTRIES_MAX, texts_type};
+use hypertide_storage::batch::{DICTIONARY_ENTRIES_MAX, bytes_of, texts_type};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{insert::fill, table::find_named};
 use crate::{Error, Session, ingest::assign::assign, session::Frame};
+
+/// Batches of fewer rows are joined with those that follow.
+const JOINED_ROWS_MIN: usize = 8192;
+/// Bytes from which on batches are not joined any more.
+const JOINED_BYTES_MAX: usize = 4 << 20;
 
 /// Appends batches to a table; gives the number of rows.
 pub(crate) async fn ingest(
@@ -32,7 +37,7 @@ pub(crate) async fn ingest(
     let table = find_named(&frame.snapshot.image, schema, table, path)?;
     let (mut count, mut content) = (0, Xxh3::new());
     let deadline = session.deadline();
-    while let Some(batch) = rows.try_next().await? {
+    while let Some(batch) = next_rows(&mut rows).await? {
         let batch = fitted(&frame, &table, &batch).await?;
         if write_id.is_some() {
             content.update(&hypertide_storage::batch::encode(&batch)?.hash.to_be_bytes());
@@ -42,6 +47,30 @@ pub(crate) async fn ingest(
     }
     let tag = write_id.map(|id| (id, content.digest128()));
     session.end_write(writer, count, tag).await
+}
+
+/// The next rows: small batches are joined, since each costs the same whatever its size.
+async fn next_rows(rows: &mut SendableRecordBatchStream) -> Result<Option<RecordBatch>, Error> {
+    let Some(first) = rows.try_next().await? else { return Ok(None) };
+    let dictionary = |field: &FieldRef| matches!(field.data_type(), DataType::Dictionary(..));
+    // Keys of several dictionaries may be too many for the type that the client chose.
+    if first.schema_ref().fields().iter().any(dictionary) {
+        return Ok(Some(first));
+    }
+    let (mut count, mut bytes) = (first.num_rows(), bytes_of(&first));
+    let mut batches = vec![first];
+    while count < JOINED_ROWS_MIN
+        && bytes < JOINED_BYTES_MAX
+        && let Some(batch) = rows.try_next().await?
+    {
+        count += batch.num_rows();
+        bytes += bytes_of(&batch);
+        batches.push(batch);
+    }
+    match batches.as_slice() {
+        [only] => Ok(Some(only.clone())),
+        all => Ok(Some(concat_batches(&rows.schema(), all)?)),
+    }
 }
 
 /// A batch with exactly the table's columns.
@@ -82,4 +111,52 @@ fn texts(array: &ArrayRef, column: &Column) -> Result<Option<ArrayRef>, Error> {
         && entries.null_count() == 0
         && entries.len() <= DICTIONARY_ENTRIES_MAX;
     Ok(if fits { Some(cast(array, &texts_type())?) } else { None })
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::{
+        array::{Int64Array, StringArray},
+        datatypes::{Field, Int64Type},
+    };
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+    use futures::stream;
+
+    use super::*;
+
+    fn batch(start: usize, rows: usize, texts: &DataType) -> RecordBatch {
+        let numbers = Int64Array::from_iter_values((start..start + rows).map(|at| at as i64));
+        let names: ArrayRef = Arc::new(StringArray::from(vec!["a"; rows]));
+        let schema = Schema::new(vec![
+            Field::new("n", DataType::Int64, true),
+            Field::new("t", texts.clone(), true),
+        ]);
+        let names = cast(&names, texts).expect("there is one text");
+        RecordBatch::try_new(Arc::new(schema), vec![Arc::new(numbers), names]).expect("they fit")
+    }
+
+    async fn sizes(batches: Vec<RecordBatch>) -> Vec<usize> {
+        let schema = batches.first().expect("there are batches").schema();
+        let batches = stream::iter(batches.into_iter().map(Ok));
+        let mut rows: SendableRecordBatchStream =
+            Box::pin(RecordBatchStreamAdapter::new(schema, batches));
+        let (mut sizes, mut next) = (Vec::new(), 0);
+        while let Some(batch) = next_rows(&mut rows).await.expect("no batch fails") {
+            for number in batch.column(0).as_primitive::<Int64Type>().values() {
+                assert_eq!(*number, next, "rows stay in order");
+                next += 1;
+            }
+            sizes.push(batch.num_rows());
+        }
+        sizes
+    }
+
+    #[tokio::test]
+    async fn small_batches_are_joined() {
+        let small = |texts: &DataType| (0..100).map(|at| batch(at * 100, 100, texts)).collect();
+        assert_eq!(sizes(small(&DataType::Utf8)).await, [8200, 1800]);
+        assert_eq!(sizes(small(&texts_type())).await, [100; 100]);
+        let large = vec![batch(0, 9000, &DataType::Utf8), batch(9000, 5, &DataType::Utf8)];
+        assert_eq!(sizes(large).await, [9000, 5]);
+    }
 }
