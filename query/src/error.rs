@@ -281,6 +281,7 @@ fn execution_error(message: &str) -> Error {
     }
     let state = [
         ("overflow", "22003"),
+        ("interval out of range", "22008"),
         ("out of range", "22003"),
         ("error parsing timestamp", "22007"),
         ("parsing", "22P02"),

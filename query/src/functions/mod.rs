@@ -2,11 +2,14 @@
 
 mod calendar;
 mod first_last;
+mod interval;
 mod now;
 mod product;
 #[cfg(test)]
 mod tests;
 mod time_bucket;
+
+use std::sync::Arc;
 
 use datafusion::{
     error::Result,
@@ -14,6 +17,7 @@ use datafusion::{
     logical_expr::{AggregateUDF, ScalarUDF, registry::FunctionRegistry},
 };
 use first_last::{End, FirstLast};
+use interval::{IntervalArithmetic, Scale, ScaleInterval};
 use product::Product;
 
 /// Adds them to a state that holds DataFusion's own, and replaces those of the same name.
@@ -23,6 +27,8 @@ pub(crate) fn register(state: &mut SessionState) -> Result<()> {
         ScalarUDF::from(time_bucket::TimeBucket::new()),
         ScalarUDF::from(Product::version()),
         ScalarUDF::from(Product::current_database()),
+        ScalarUDF::from(ScaleInterval::new(Scale::Times)),
+        ScalarUDF::from(ScaleInterval::new(Scale::Over)),
     ];
     for function in scalars {
         state.register_udf(function.into())?;
@@ -30,5 +36,5 @@ pub(crate) fn register(state: &mut SessionState) -> Result<()> {
     for end in [End::First, End::Last] {
         state.register_udaf(AggregateUDF::from(FirstLast::new(end)).into())?;
     }
-    Ok(())
+    state.register_expr_planner(Arc::new(IntervalArithmetic::new()))
 }
