@@ -55,6 +55,9 @@ pub enum Error {
         /// The one asked for.
         snapshot: Csn,
     },
+    /// The chunk was here a short while ago: it was dropped, or its replica went to another node.
+    #[error("chunk {0} was removed from this node")]
+    Removed(ChunkId),
     /// As much is in memory as may be, there is no file handle, or another does the same now. It passes.
     #[error("{0}")]
     Overloaded(String),
@@ -78,7 +81,7 @@ impl From<Error> for RpcError {
             Error::Disk { .. } => Code::Internal,
             Error::Damaged { .. } => Code::Damaged,
             Error::Invalid(_) | Error::Conflict { .. } => Code::Invalid,
-            Error::Contended { .. } => Code::Stale,
+            Error::Contended { .. } | Error::Removed(_) => Code::Stale,
             Error::SnapshotTooOld { .. } => Code::SnapshotTooOld,
             Error::Overloaded(_) => Code::Overloaded,
             Error::DiskFull(_) => Code::DiskFull,

@@ -9,6 +9,7 @@
 //! Files and rows change hands under it, so that a scan sees every row exactly once.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -170,6 +171,8 @@ pub(crate) struct Inner {
     pub(crate) rewriting: compact::Rewriting,
     opened: Instant,
     stop: Stop,
+    /// Chunks that were removed lately: a scan that comes too late must not take them for empty ones.
+    removed: Mutex<BTreeMap<ChunkId, Instant>>,
     pub(crate) counters: Arc<Counters>,
     closed: AtomicBool,
 }
@@ -287,6 +290,9 @@ impl ChunkStore {
                 });
                 (view, source, deletes)
             };
+            if source.is_none() && view.recent.is_empty() && inner.removed_lately(chunk) {
+                return Err(Error::Removed(chunk));
+            }
             if view.stored.horizon > request.snapshot {
                 let (horizon, snapshot) = (view.stored.horizon, request.snapshot);
                 return Err(Error::SnapshotTooOld { chunk, horizon, snapshot });
@@ -333,6 +339,7 @@ impl ChunkStore {
         inner.check_open()?;
         let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut named, mut removals) = (Vec::new(), Vec::new());
+        inner.note_removed(chunks);
         for chunk in chunks {
             {
                 let mut replicas = inner.replicas();
@@ -475,6 +482,23 @@ impl Drop for ChunkStore {
 }
 
 impl Inner {
+    /// Remembers for as long as old versions are kept that chunks were here.
+    fn note_removed(&self, chunks: &[ChunkId]) {
+        let now = Instant::now();
+        let here = |chunk: &ChunkId| {
+            self.node.manifest(*chunk).is_some() || !self.replicas().report(&[*chunk]).is_empty()
+        };
+        let here: Vec<ChunkId> = chunks.iter().copied().filter(here).collect();
+        let mut removed = lock(&self.removed);
+        removed.retain(|_, at| now.duration_since(*at) < self.config.version_age);
+        removed.extend(here.into_iter().map(|chunk| (chunk, now)));
+    }
+
+    fn removed_lately(&self, chunk: ChunkId) -> bool {
+        let age = lock(&self.removed).get(&chunk).map(Instant::elapsed);
+        age.is_some_and(|age| age < self.config.version_age)
+    }
+
     pub(crate) fn replicas(&self) -> MutexGuard<'_, Replicas> {
         lock(&self.replicas)
     }

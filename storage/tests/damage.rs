@@ -125,7 +125,8 @@ async fn a_damaged_chunk_takes_no_rows_and_others_do() {
     store.prepare(txn(6), vec![part(2, 0, &rows)]).await.unwrap();
     store.drop_chunks(&[ChunkId(1)]).unwrap();
     assert!(store.damaged().is_empty());
-    assert!(read(&store, request(1, 99)).unwrap().is_empty());
+    let refused = read(&store, request(1, 99)).unwrap_err();
+    assert!(matches!(refused, Error::Removed(ChunkId(1))), "{refused}");
 }
 
 #[tokio::test]

@@ -95,6 +95,7 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
         rewriting: Rewriting::default(),
         opened: Instant::now(),
         stop: Stop::default(),
+        removed: Mutex::default(),
         counters: Arc::default(),
         closed: false.into(),
     })
