@@ -233,7 +233,7 @@ impl Inner {
             rows: rows.load(std::sync::atomic::Ordering::Relaxed),
             elapsed_us: started.elapsed().as_micros() as u64,
             chunks: job.chunks as u64,
-            chunks_skipped: job.totals.chunks_skipped(),
+            chunks_skipped: (job.chunks as u64).saturating_sub(job.totals.chunks_opened()),
             segments: totals.segments,
             segments_skipped: totals.segments_skipped,
             blocks: totals.blocks,

@@ -30,7 +30,7 @@ use super::{
 /// What the scans of a fragment did, summed up while they run.
 #[derive(Debug, Default)]
 pub(crate) struct ScanTotals {
-    chunks_skipped: AtomicU64,
+    chunks_opened: AtomicU64,
     segments: AtomicU64,
     segments_skipped: AtomicU64,
     blocks: AtomicU64,
@@ -68,9 +68,10 @@ impl ScanTotals {
         }
     }
 
-    /// Chunks that were never opened.
-    pub(crate) fn chunks_skipped(&self) -> u64 {
-        self.chunks_skipped.load(Ordering::Relaxed)
+    /// Chunks that were opened. The others of a fragment were skipped, whether or not a scan came to ask for them: the
+    /// operator above may have enough rows before.
+    pub(crate) fn chunks_opened(&self) -> u64 {
+        self.chunks_opened.load(Ordering::Relaxed)
     }
 }
 
@@ -191,13 +192,13 @@ impl Reader {
             if self.wanted() > 0 && self.leaf.may_hold(chunk, &self.useful()?) {
                 return Ok(Some(chunk));
             }
-            self.bound.binding.totals.chunks_skipped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// The scan of a chunk, told all that is known to be of no use.
     fn open(&self, chunk: LeafChunk) -> Result<Scan> {
         let binding = &self.bound.binding;
+        binding.totals.chunks_opened.fetch_add(1, Ordering::Relaxed);
         let request = ScanRequest {
             chunk: chunk.id,
             snapshot: binding.snapshot,

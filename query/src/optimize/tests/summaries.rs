@@ -1,6 +1,12 @@
 //! Zone maps, early ends and last rows against reading it all: random queries over flushed, deleted and recent rows give
 //! the same with push-down and summaries, without summaries, and without both.
 
+use std::sync::Arc;
+
+use datafusion::{
+    common::tree_node::{TreeNode, TreeNodeRecursion},
+    physical_plan::{ExecutionPlan, execution_plan::collect_partitioned},
+};
 use hypertide_proto::{schema::ColumnType, time::DAY_MICROS};
 use proptest::{
     prelude::*,
@@ -10,6 +16,7 @@ use proptest::{
 use tokio::runtime::Runtime;
 
 use super::cluster::{Cluster, spec};
+use crate::exec::{RemoteFragmentExec, explain_lines};
 
 const CASES: u32 = 160;
 
@@ -167,9 +174,9 @@ fn what_is_left_out_changes_no_answer() {
 fn scans_end_early_and_say_so() {
     let runtime = Runtime::new().expect("a runtime");
     let cluster = runtime.block_on(filled());
-    let report = |sql: &str| {
-        let answer = runtime.block_on(cluster.query(sql, true)).expect("it runs");
-        let lines = crate::exec::explain_lines(answer.plan.as_ref(), true, false);
+    let run = |sql: &str| runtime.block_on(cluster.query(sql, true)).expect("it runs").plan;
+    let report = |plan: &dyn ExecutionPlan| {
+        let lines = explain_lines(plan, true, false);
         let nodes = lines.into_iter().filter(|line| line.contains("node=d"));
         let number = |line: &str, name: &str| -> u64 {
             let rest = line.split_once(name).map(|(_, rest)| rest).expect("it is there");
@@ -183,12 +190,26 @@ fn scans_end_early_and_say_so() {
     // The chunks of the last of four days hold enough, and those of the first: no other is opened.
     for order in ["time DESC", "time"] {
         let sql = format!("SELECT time, total FROM cpu ORDER BY {order} LIMIT 5");
-        let (chunks, skipped, _) = report(&sql);
+        let (chunks, skipped, _) = report(run(&sql).as_ref());
         assert_eq!(skipped, chunks - chunks / 4, "{sql}");
     }
-    let (chunks, skipped, _) = report("SELECT time FROM cpu LIMIT 5");
+    // Above the fragments, the first five rows end both, and neither node says what it read.
+    let plan = run("SELECT time FROM cpu LIMIT 5");
+    let (fragments, context) = runtime.block_on(async {
+        let session = cluster.session(true, true).await;
+        let mut fragments = Vec::new();
+        plan.apply(|node| {
+            fragments.extend(node.is::<RemoteFragmentExec>().then(|| Arc::clone(node)));
+            Ok(TreeNodeRecursion::Continue)
+        })
+        .expect("it is walked");
+        (fragments, session.task_ctx())
+    });
+    let [fragments] = &fragments[..] else { panic!("one scan is pushed down") };
+    runtime.block_on(collect_partitioned(Arc::clone(fragments), context)).expect("it runs");
+    let (chunks, skipped, _) = report(fragments.as_ref());
     assert!(skipped > 0 && skipped < chunks, "{skipped} of {chunks}");
     // Recent rows aside, zone maps say it all.
-    let (_, _, read) = report("SELECT count(*), min(time), sum(total) FROM cpu");
+    let (_, _, read) = report(run("SELECT count(*), min(time), sum(total) FROM cpu").as_ref());
     assert_eq!(read, 0);
 }
