@@ -37,19 +37,25 @@ use hypertide_proto::{
         },
     },
 };
-use hypertide_storage::DataNode;
+use hypertide_storage::{ChunkStore, DataNode};
 use tokio::{runtime::Runtime, sync::mpsc, task::AbortHandle};
 use tonic::{Request, Response, Status};
 
 use crate::{
     Error, context,
-    exec::{Binding, FragmentCodec, PLAN_VERSION, ScanTotals, bind, plan_lines, rpc_error},
+    exec::{
+        Binding, FragmentCodec, PLAN_VERSION, ScanLeaf, ScanTotals, bind, plan_lines, rpc_error,
+    },
+    optimize::group_by_ids,
 };
 
 /// Messages that a fragment may be ahead of its reader.
 const MESSAGES_AHEAD: usize = 8;
 /// Rows are split so that a message is about this large at most.
 const MESSAGE_BYTES: usize = 4 << 20;
+/// Different texts of a column, in the chunks that a fragment reads, up to which groups are found by ids of the texts:
+/// they stay in memory while the fragment runs.
+const GROUP_TEXTS_MAX: u64 = 1 << 17;
 
 /// The service that runs fragments on a data node.
 #[derive(Clone)]
@@ -151,10 +157,23 @@ impl Inner {
             own,
             totals: Arc::clone(&totals),
         };
+        let plan = self.grouped_by_ids(plan).await?;
         let (plan, chunks) =
             bind(&plan, &binding, self.cores).map_err(|error| rpc_error(&error))?;
         self.resolve(&chunks, &request, deadline).await?;
         Ok(Job { plan, context, totals, chunks: chunks.len(), deadline })
+    }
+
+    /// The plan with groups by ids of texts where there are few different ones. Headers of chunk files may be read for it.
+    async fn grouped_by_ids(
+        &self,
+        plan: Arc<dyn ExecutionPlan>,
+    ) -> Result<Arc<dyn ExecutionPlan>, RpcError> {
+        let store = Arc::clone(self.node.store());
+        let few = move |leaf: &ScanLeaf, at: usize| few_texts(&store, leaf, at);
+        let grouped = tokio::task::spawn_blocking(move || group_by_ids(plan, &few)).await;
+        let grouped = grouped.map_err(|error| RpcError::new(Code::Internal, error))?;
+        grouped.map_err(|error| rpc_error(&error))
     }
 
     /// Learns what became of the transactions that are pending in these chunks.
@@ -258,6 +277,14 @@ fn encode_error(error: arrow_flight::error::FlightError) -> RpcError {
         arrow_flight::error::FlightError::Tonic(status) => RpcError::from(*status),
         other => RpcError::new(Code::Internal, other),
     }
+}
+
+/// Whether a column of a scan has few different texts. A chunk that cannot be asked is found damaged by the scan.
+fn few_texts(store: &ChunkStore, leaf: &ScanLeaf, at: usize) -> bool {
+    let chunks: Vec<ChunkId> = leaf.chunks.iter().map(|chunk| chunk.id).collect();
+    let Some(column) = leaf.columns.get(at) else { return false };
+    let name = leaf.stored.get(&column.name).unwrap_or(&column.name);
+    store.distinct(&chunks, name).is_ok_and(|texts| texts <= GROUP_TEXTS_MAX)
 }
 
 #[tonic::async_trait]

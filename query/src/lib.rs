@@ -3,6 +3,7 @@
 mod block;
 mod catalog;
 mod context;
+mod distinct_texts;
 mod engine;
 mod error;
 mod exec;

@@ -34,6 +34,7 @@ use crate::{
     compact::{self, Goal},
     journal::{Change, Journal},
     scan::Source,
+    summary::distinct,
     tables::{DecisionRow, Identity, Point},
 };
 
@@ -319,6 +320,16 @@ impl ChunkStore {
             predicate: Predicate::default(),
         })?;
         Ok(scan.summary())
+    }
+
+    /// About how many different values a column has in all these chunks together, of the rows in segments. For planning,
+    /// never for an answer. Blocking when a chunk's file is not open.
+    pub fn distinct(&self, chunks: &[ChunkId], column: &str) -> Result<u64, Error> {
+        self.inner.check_open()?;
+        let files = chunks.iter().filter_map(|chunk| self.inner.file(*chunk).transpose());
+        let segments = files.map(|file| file.map(|file| file.segments()));
+        let segments = segments.collect::<Result<Vec<_>, _>>()?;
+        Ok(distinct(segments.iter().flat_map(|all| all.iter()), column))
     }
 
     /// Writes committed rows of these chunks (all when empty) to segments. Blocking.

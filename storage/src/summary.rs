@@ -66,6 +66,15 @@ fn summarize_column(segments: &[Arc<Segment>], name: &str) -> ColumnSummary {
     summary
 }
 
+/// About how many different values a column has in all these segments together.
+pub(crate) fn distinct<'a>(segments: impl Iterator<Item = &'a Arc<Segment>>, column: &str) -> u64 {
+    let mut sketch = Sketch::default();
+    for other in segments.filter_map(|segment| segment.sketch(column)) {
+        sketch.merge(other);
+    }
+    sketch.estimate()
+}
+
 type Extremes = Option<(Value, Value)>;
 
 /// Least and greatest of both; `None` when their values do not compare.

@@ -11,7 +11,10 @@ use datafusion::{
 };
 use hypertide_proto::ids::ChunkId;
 
-use super::{AnswerExec, Binding, ChunkScanExec, answer::Answers, bar::Bar, read::Bound};
+use super::{
+    AnswerExec, Binding, ChunkScanExec, TextsExec, answer::Answers, bar::Bar, read::Bound,
+    texts::TextIds,
+};
 
 /// Binds the scans of a plan to the store, with at most `cores` partitions each, and gives the chunks they read.
 pub(crate) fn bind(
@@ -25,10 +28,14 @@ pub(crate) fn bind(
 }
 
 /// What operators above a scan share with it. Whether the scan makes use of it, the access node decided.
-#[derive(Clone, Default)]
-struct Above {
-    bar: Option<Bar>,
-    answers: Option<Arc<Answers>>,
+#[derive(Clone, Debug, Default)]
+pub(super) struct Above {
+    /// Rows of use to a sort.
+    pub(super) bar: Option<Bar>,
+    /// Where answers from zone maps go.
+    pub(super) answers: Option<Arc<Answers>>,
+    /// What texts are numbered with.
+    pub(super) ids: Option<Arc<TextIds>>,
 }
 
 struct Binder<'a> {
@@ -45,7 +52,7 @@ impl Binder<'_> {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         if let Some(scan) = node.downcast_ref::<ChunkScanExec>() {
             self.chunks.extend(scan.leaf().chunks.iter().map(|chunk| chunk.id));
-            let bound = Bound::new(self.binding.clone(), above.bar, above.answers);
+            let bound = Bound::new(self.binding.clone(), above);
             return Ok(Arc::new(scan.bind(bound, self.cores)));
         }
         if let Some(sort) = node.downcast_ref::<SortExec>() {
@@ -54,6 +61,9 @@ impl Binder<'_> {
         }
         if let Some(answer) = node.downcast_ref::<AnswerExec>() {
             above.answers = Some(Arc::clone(answer.answers()));
+        }
+        if let Some(texts) = node.downcast_ref::<TextsExec>() {
+            above.ids = Some(Arc::clone(texts.ids()));
         }
         let children = node.children();
         let above = if children.len() == 1 { above } else { Above::default() };

@@ -193,7 +193,7 @@ impl ExecutionPlan for ChunkScanExec {
     fn execute(
         &self,
         partition: usize,
-        _context: Arc<TaskContext>,
+        context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
         let schema = self.schema();
         let mut channel = RecordBatchReceiverStreamBuilder::new(Arc::clone(&schema), BATCHES_AHEAD);
@@ -205,7 +205,8 @@ impl ExecutionPlan for ChunkScanExec {
         };
         let rows = MetricBuilder::new(&self.metrics).output_rows(partition);
         let what = (self.leaf.in_store(), bound);
-        let reader = Reader::new(what, partition, Arc::clone(&schema), rows);
+        let reader =
+            Reader::new(what, partition, (Arc::clone(&schema), rows), context.memory_pool());
         if reader.waits() {
             let batches = stream::try_unfold(reader, |mut reader| async move {
                 let read = SpawnedTask::spawn_blocking(move || {

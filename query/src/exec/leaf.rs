@@ -55,8 +55,9 @@ pub(crate) struct ScanLeaf {
     pub(crate) columns: Vec<Column>,
     /// Columns of the table that chunk stores have under another name, with that.
     pub(crate) stored: BTreeMap<String, String>,
-    /// Positions of those that come out as dictionaries.
-    pub(crate) dictionaries: BTreeSet<usize>,
+    /// Positions of texts that come out as ids, for a [`super::TextsExec`] above to turn back. A data node sets it.
+    #[serde(skip)]
+    pub(crate) ids: BTreeSet<usize>,
     /// Whether only the number of rows is wanted: the columns are read and then dropped.
     pub(crate) rows_only: bool,
     /// Rows that fail it may be left out.
@@ -107,7 +108,7 @@ impl ScanLeaf {
             space,
             columns,
             stored: stored.collect(),
-            dictionaries: BTreeSet::new(),
+            ids: BTreeSet::new(),
             rows_only,
             predicate: Predicate::default(),
             tested: Vec::new(),
@@ -195,21 +196,26 @@ impl ScanLeaf {
         }
     }
 
-    /// The columns that the store is asked for.
+    /// The columns that the store is asked for: those that come out as ids, as dictionaries.
     pub(super) fn read_schema(&self) -> SchemaRef {
+        self.schema_with_ids_as(|texts| {
+            DataType::Dictionary(Box::new(DataType::Int32), Box::new(texts.clone()))
+        })
+    }
+
+    fn schema_with_ids_as(&self, id: impl Fn(&DataType) -> DataType) -> SchemaRef {
         let fields = self.columns.iter().enumerate().map(|(at, column)| {
             let field = column.to_field();
-            if !self.dictionaries.contains(&at) {
-                return field;
+            match self.ids.contains(&at) {
+                true => field.clone().with_data_type(id(field.data_type())),
+                false => field,
             }
-            let values = Box::new(field.data_type().clone());
-            field.with_data_type(DataType::Dictionary(Box::new(DataType::Int32), values))
         });
         Arc::new(Schema::new(fields.collect::<Vec<_>>()))
     }
 
     /// The columns that every row has the same value in.
-    pub(super) fn constants(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn constants(&self) -> impl Iterator<Item = &str> {
         let tested = |term: &&Term| self.tested.iter().any(|column| column.name == term.column);
         let one = |term: &&Term| matches!(&term.test, Test::In(values) if values.len() == 1);
         self.predicate.terms.iter().filter(tested).filter(one).map(|term| term.column.as_str())
@@ -222,14 +228,17 @@ impl ScanLeaf {
 
     /// The columns that come out.
     pub(super) fn schema(&self) -> SchemaRef {
-        if self.rows_only { Arc::new(Schema::empty()) } else { self.read_schema() }
+        if self.rows_only {
+            return Arc::new(Schema::empty());
+        }
+        self.schema_with_ids_as(|_| DataType::UInt32)
     }
 }
 
 impl fmt::Display for ScanLeaf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = |(at, column): (usize, &Column)| match self.dictionaries.contains(&at) {
-            true => format!("{} (dictionary)", column.name),
+        let named = |(at, column): (usize, &Column)| match self.ids.contains(&at) {
+            true => format!("{} (id)", column.name),
             false => column.name.clone(),
         };
         let columns: Vec<String> = match self.rows_only {

@@ -15,6 +15,7 @@ mod remote_fragment;
 mod retry;
 mod send;
 mod suspects;
+mod texts;
 
 pub(crate) use answer::{AnswerExec, State};
 pub(crate) use bind::bind;
@@ -28,3 +29,4 @@ pub(crate) use read::{Binding, ScanTotals};
 pub(crate) use remote_fragment::{RemoteFragmentExec, Spread};
 pub(crate) use retry::rpc_error;
 pub(crate) use suspects::Suspects;
+pub(crate) use texts::TextsExec;

@@ -11,6 +11,7 @@ use arrow::{
 };
 use datafusion::{
     error::{DataFusionError, Result},
+    execution::memory_pool::MemoryPool,
     physical_plan::metrics::Count,
 };
 use hypertide_proto::{
@@ -22,9 +23,9 @@ use hypertide_storage::{ChunkStore, Scan, ScanRequest, ScanStats, Seen};
 use tokio::sync::mpsc;
 
 use super::{
-    answer::Answers,
-    bar::Bar,
+    bind::Above,
     leaf::{LeafChunk, ScanLeaf},
+    texts::Numbered,
 };
 
 /// What the scans of a fragment did, summed up while they run.
@@ -96,18 +97,16 @@ pub(crate) struct Bound {
     next: AtomicUsize,
     /// Rows given out.
     given: AtomicU64,
-    /// Rows of use to the sort above.
-    bar: Option<Bar>,
-    /// Where answers go.
-    answers: Option<Arc<Answers>>,
+    /// What operators above share with it.
+    above: Above,
     /// The best row of each key.
     seen: Arc<Seen>,
 }
 
 impl Bound {
-    pub(super) fn new(binding: Binding, bar: Option<Bar>, answers: Option<Arc<Answers>>) -> Self {
+    pub(super) fn new(binding: Binding, above: Above) -> Self {
         let (next, given) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { binding, next, given, bar, answers, seen: Arc::default() }
+        Self { binding, next, given, above, seen: Arc::default() }
     }
 }
 
@@ -123,21 +122,25 @@ pub(super) struct Reader {
     rows: Count,
     /// The chunk that is being read.
     scan: Option<Scan>,
+    /// Ids of the texts that came last.
+    numbered: Numbered,
+    pool: Arc<dyn MemoryPool>,
 }
 
 impl Reader {
     pub(super) fn new(
         (leaf, bound): (ScanLeaf, Arc<Bound>),
         partition: usize,
-        schema: SchemaRef,
-        rows: Count,
+        (schema, rows): (SchemaRef, Count),
+        pool: &Arc<dyn MemoryPool>,
     ) -> Self {
-        Self { leaf, bound, partition, schema, rows, scan: None }
+        let (scan, numbered, pool) = (None, Numbered::default(), Arc::clone(pool));
+        Self { leaf, bound, partition, schema, rows, scan, numbered, pool }
     }
 
     /// Whether what is of use depends on what was made of the rows before: then none is to be read ahead.
     pub(super) fn waits(&self) -> bool {
-        self.bound.bar.is_some() && self.leaf.order.is_some()
+        self.bound.above.bar.is_some() && self.leaf.order.is_some()
     }
 
     /// Reads all and sends it, until nobody reads on.
@@ -161,7 +164,7 @@ impl Reader {
                 }
                 continue;
             };
-            if self.bound.bar.is_some() {
+            if self.bound.above.bar.is_some() {
                 scan.narrow(self.useful()?);
             }
             let before = scan.stats();
@@ -180,7 +183,7 @@ impl Reader {
             let rows = usize::try_from(wanted).unwrap_or(usize::MAX).min(batch.num_rows());
             self.bound.given.fetch_add(rows as u64, Ordering::Relaxed);
             self.rows.add(rows);
-            return fit(batch.slice(0, rows), &self.schema).map(Some);
+            return self.fit(batch.slice(0, rows)).map(Some);
         }
     }
 
@@ -212,11 +215,36 @@ impl Reader {
             scan = scan.latest(latest.clone(), Arc::clone(&self.bound.seen));
         } else if let Some(order) = &self.leaf.order {
             scan = scan.ordered(&order.column, order.descending);
-        } else if let (Some(asked), Some(answers)) = (&self.leaf.answer, &self.bound.answers) {
+        } else if let (Some(asked), Some(answers)) = (&self.leaf.answer, &self.bound.above.answers)
+        {
             answers.add(self.partition, scan.answer(asked));
         }
         binding.totals.add(ScanStats::default(), scan.stats());
         Ok(scan)
+    }
+
+    /// The batch with the columns that come out.
+    fn fit(&mut self, batch: RecordBatch) -> Result<RecordBatch> {
+        let schema = &self.schema;
+        if schema.fields().is_empty() {
+            let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+            return Ok(RecordBatch::try_new_with_options(
+                Arc::clone(schema),
+                Vec::new(),
+                &options,
+            )?);
+        }
+        let mut columns = batch.columns().to_vec();
+        if let Some(ids) = &self.bound.above.ids {
+            for at in &self.leaf.ids {
+                if let Some(column) = columns.get_mut(*at) {
+                    *column = ids.of(*at, column, &mut self.numbered, &self.pool)?;
+                }
+            }
+        } else if batch.schema_ref() == schema {
+            return Ok(batch);
+        }
+        Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
     }
 
     /// Rows that are still of use, as far as their number is known.
@@ -229,23 +257,11 @@ impl Reader {
 
     /// What rows must pass to be of use to the sort above.
     fn useful(&self) -> Result<Vec<Term>> {
-        match (&self.bound.bar, &self.leaf.order) {
+        match (&self.bound.above.bar, &self.leaf.order) {
             (Some(bar), Some(order)) => bar.terms(order),
             _ => Ok(Vec::new()),
         }
     }
-}
-
-/// The batch with the columns that come out.
-fn fit(batch: RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
-    if schema.fields().is_empty() {
-        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        return Ok(RecordBatch::try_new_with_options(Arc::clone(schema), Vec::new(), &options)?);
-    }
-    if batch.schema_ref() == schema {
-        return Ok(batch);
-    }
-    Ok(RecordBatch::try_new(Arc::clone(schema), batch.columns().to_vec())?)
 }
 
 fn store_error(error: hypertide_storage::Error) -> DataFusionError {

@@ -7,22 +7,18 @@ use arrow::{
         Array, ArrayRef, AsArray, DictionaryArray, NullBufferBuilder, PrimitiveArray, StringArray,
         UInt16Array, UInt32Array,
     },
-    buffer::{OffsetBuffer, ScalarBuffer},
+    buffer::ScalarBuffer,
     compute::{cast, concat, take},
     datatypes::{DataType, UInt16Type},
     error::ArrowError,
 };
-use hypertide_storage::batch::DICTIONARY_ENTRIES_MAX;
-use xxhash_rust::xxh3::xxh3_64;
+
+use crate::distinct_texts::DistinctTexts;
 
 /// Rows up to which any share of the texts may be different.
 const TRIAL_ROWS: usize = 1024;
 /// Rows that each different text must stand for, or a dictionary is not worth it.
 const ROWS_PER_ENTRY_MIN: usize = 2;
-/// Slots of a new table of entries, a power of two.
-const SLOTS_MIN: usize = 64;
-/// Bytes of all entries that their offsets can count.
-const BYTES_MAX: usize = i32::MAX as usize;
 /// No key yet, in a translation from the keys of another dictionary.
 const NO_KEY: u32 = u32::MAX;
 
@@ -38,37 +34,22 @@ pub(super) enum Texts {
 /// A dictionary that grows.
 #[derive(Debug)]
 pub(super) struct Dictionary {
-    entries: Entries,
+    entries: DistinctTexts,
     keys: Vec<u16>,
     nulls: NullBufferBuilder,
 }
 
-/// Different texts, found by their hash: open addressing over a table that is never more than half full.
-#[derive(Debug)]
-struct Entries {
-    /// Number of an entry plus one; zero is free.
-    slots: Vec<u32>,
-    hashes: Vec<u64>,
-    offsets: Vec<i32>,
-    bytes: Vec<u8>,
-}
-
 impl Texts {
     pub(super) fn new() -> Self {
-        let entries = Entries {
-            slots: vec![0; SLOTS_MIN],
-            hashes: Vec::new(),
-            offsets: vec![0],
-            bytes: Vec::new(),
-        };
-        let nulls = NullBufferBuilder::new(0);
+        let (entries, nulls) = (DistinctTexts::default(), NullBufferBuilder::new(0));
         Self::Dictionary(Dictionary { entries, keys: Vec::new(), nulls })
     }
 
     /// Appends the texts at these positions of an array, which is plain or a dictionary.
     pub(super) fn add(&mut self, array: &ArrayRef, rows: &[u32]) -> Result<(), ArrowError> {
         if let Self::Dictionary(dictionary) = self
-            && dictionary.entries.bytes.len().saturating_add(text_bytes(array)) > BYTES_MAX
+            && dictionary.entries.bytes().saturating_add(text_bytes(array))
+                > DistinctTexts::BYTES_MAX
         {
             *self = Self::Plain(vec![cast(&dictionary.finish()?, &DataType::Utf8)?]);
         }
@@ -119,6 +100,12 @@ impl Dictionary {
         self.entries.len() * ROWS_PER_ENTRY_MIN <= self.keys.len()
     }
 
+    fn key_of(&mut self, text: &str) -> u16 {
+        let number = self.entries.number_of(text);
+        u16::try_from(number)
+            .expect("a dictionary has no more entries than rows, and those are few")
+    }
+
     fn add_texts(&mut self, array: &StringArray, rows: &[u32]) {
         self.keys.reserve(rows.len());
         for row in rows {
@@ -126,7 +113,7 @@ impl Dictionary {
             match array.is_null(row) {
                 true => self.add_null(),
                 false => {
-                    let key = self.entries.key_of(array.value(row).as_bytes());
+                    let key = self.key_of(array.value(row));
                     self.keys.push(key);
                     self.nulls.append_non_null();
                 }
@@ -144,7 +131,7 @@ impl Dictionary {
             match translated.get_mut(key) {
                 Some(new) if !texts.is_null(key) => {
                     if *new == NO_KEY {
-                        *new = self.entries.key_of(texts.value(key).as_bytes()).into();
+                        *new = self.key_of(texts.value(key)).into();
                     }
                     self.keys.push(*new as u16);
                     self.nulls.append_non_null();
@@ -157,7 +144,7 @@ impl Dictionary {
     fn add_null(&mut self) {
         // Any key will do, as long as there is an entry for it.
         if self.entries.len() == 0 {
-            self.entries.key_of(b"");
+            self.key_of("");
         }
         self.keys.push(0);
         self.nulls.append_null();
@@ -166,69 +153,8 @@ impl Dictionary {
     fn finish(&mut self) -> Result<ArrayRef, ArrowError> {
         let (keys, nulls) = (std::mem::take(&mut self.keys), self.nulls.finish());
         let keys: UInt16Array = PrimitiveArray::try_new(ScalarBuffer::from(keys), nulls)?;
-        Ok(Arc::new(DictionaryArray::try_new(keys, Arc::new(self.entries.finish()?))?))
-    }
-}
-
-impl Entries {
-    const fn len(&self) -> usize {
-        self.hashes.len()
-    }
-
-    #[expect(clippy::indexing_slicing, reason = "the mask keeps slots in, numbers come from them")]
-    fn key_of(&mut self, text: &[u8]) -> u16 {
-        let hash = xxh3_64(text);
-        let mask = self.slots.len() - 1;
-        let mut at = hash as usize & mask;
-        loop {
-            match self.slots[at] {
-                0 => return self.insert(at, hash, text),
-                taken => {
-                    let number = taken as usize - 1;
-                    if self.hashes[number] == hash && self.text(number) == text {
-                        return number as u16;
-                    }
-                    at = (at + 1) & mask;
-                }
-            }
-        }
-    }
-
-    #[expect(clippy::indexing_slicing, reason = "an entry has two offsets, within the bytes")]
-    fn text(&self, number: usize) -> &[u8] {
-        &self.bytes[self.offsets[number] as usize..self.offsets[number + 1] as usize]
-    }
-
-    #[expect(clippy::indexing_slicing, reason = "the caller found the slot")]
-    fn insert(&mut self, at: usize, hash: u64, text: &[u8]) -> u16 {
-        let number = self.len();
-        assert!(number < DICTIONARY_ENTRIES_MAX, "a dictionary has no more entries than rows");
-        self.slots[at] = number as u32 + 1;
-        self.hashes.push(hash);
-        self.bytes.extend_from_slice(text);
-        self.offsets.push(self.bytes.len() as i32);
-        if self.len() * 2 > self.slots.len() {
-            self.grow();
-        }
-        number as u16
-    }
-
-    #[expect(clippy::indexing_slicing, reason = "the mask keeps slots in")]
-    fn grow(&mut self) {
-        let mask = self.slots.len() * 2 - 1;
-        self.slots = vec![0; mask + 1];
-        for (number, hash) in self.hashes.iter().enumerate() {
-            let mut at = *hash as usize & mask;
-            while self.slots[at] != 0 {
-                at = (at + 1) & mask;
-            }
-            self.slots[at] = number as u32 + 1;
-        }
-    }
-
-    fn finish(&mut self) -> Result<StringArray, ArrowError> {
-        let offsets = OffsetBuffer::new(std::mem::take(&mut self.offsets).into());
-        StringArray::try_new(offsets, std::mem::take(&mut self.bytes).into(), None)
+        let entries = std::mem::take(&mut self.entries).into_array()?;
+        Ok(Arc::new(DictionaryArray::try_new(keys, Arc::new(entries))?))
     }
 }
 
@@ -276,20 +202,5 @@ mod tests {
             assert_eq!(*found.data_type(), DataType::Utf8);
             assert_eq!(found.as_string::<i32>(), &StringArray::from(all));
         }
-    }
-
-    #[test]
-    fn a_dictionary_may_be_full() {
-        let all: Vec<_> = (0..DICTIONARY_ENTRIES_MAX).map(|at| at.to_string()).collect();
-        let mut entries = Entries {
-            slots: vec![0; SLOTS_MIN],
-            hashes: Vec::new(),
-            offsets: vec![0],
-            bytes: Vec::new(),
-        };
-        for (at, text) in all.iter().enumerate() {
-            assert_eq!(usize::from(entries.key_of(text.as_bytes())), at);
-        }
-        assert_eq!(entries.key_of(b"65535"), 65535);
     }
 }

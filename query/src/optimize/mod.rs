@@ -1,11 +1,13 @@
 //! Rules of our own: what text constants and clocks mean, and what runs on data nodes.
 //!
-//! Analyzer rules make a statement mean the same on every node. Among the physical rules DataFusion's own come first, ours last, because ours read the finished plan: where partitions meet, which
-//! aggregate is partial and which final, where a limit may cut a sort. After each of our rules the plan still runs and
-//! gives the same rows; with push-down off only the first one acts.
+//! Analyzer rules make a statement mean the same on every node. Among the physical rules DataFusion's own come first,
+//! ours last, because ours read the finished plan: where partitions meet, which aggregate is partial and which final,
+//! where a limit may cut a sort. After each of our rules the plan still runs and gives the same rows; with push-down
+//! off only the first one acts. One more rule, [`group_by_ids`], works on a fragment where it runs.
 
 mod aggregate;
 mod exact;
+mod ids;
 mod literals;
 mod local_time;
 mod order;
@@ -17,6 +19,8 @@ mod tests;
 mod useful;
 
 use std::sync::Arc;
+
+pub(crate) use ids::group_by_ids;
 
 use datafusion::{
     optimizer::AnalyzerRule,

@@ -196,7 +196,7 @@ fn last_by(
 }
 
 /// The scan at the bottom, below projections, and below filters when those may be there.
-fn scan_below(plan: &Arc<dyn ExecutionPlan>, filters: bool) -> Option<&ChunkScanExec> {
+pub(super) fn scan_below(plan: &Arc<dyn ExecutionPlan>, filters: bool) -> Option<&ChunkScanExec> {
     if let Some(scan) = plan.downcast_ref::<ChunkScanExec>() {
         return Some(scan);
     }
@@ -208,7 +208,7 @@ fn scan_below(plan: &Arc<dyn ExecutionPlan>, filters: bool) -> Option<&ChunkScan
 }
 
 /// The column of the scan that an expression is, unchanged.
-fn column_below<'a>(
+pub(super) fn column_below<'a>(
     plan: &'a Arc<dyn ExecutionPlan>,
     expr: &Arc<dyn PhysicalExpr>,
 ) -> Option<&'a schema::Column> {
@@ -232,21 +232,23 @@ fn column_at(plan: &Arc<dyn ExecutionPlan>, at: usize) -> Option<&schema::Column
 }
 
 /// The plan with another scan at the bottom, when there is one.
-fn with_scan(
+pub(super) fn with_scan(
     plan: &Arc<dyn ExecutionPlan>,
     change: &dyn Fn(&ScanLeaf) -> ScanLeaf,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     if let Some(scan) = plan.downcast_ref::<ChunkScanExec>() {
         return Ok(Arc::new(scan.with_leaf(change(scan.leaf()))));
     }
-    let below = match plan.downcast_ref::<ProjectionExec>() {
-        Some(projection) => projection.input(),
-        None => match plan.downcast_ref::<FilterExec>() {
-            Some(filter) => filter.input(),
-            None => return Ok(Arc::clone(plan)),
-        },
-    };
-    with_input(plan, with_scan(below, change)?)
+    if let Some(projection) = plan.downcast_ref::<ProjectionExec>() {
+        let below = with_scan(projection.input(), change)?;
+        // Made anew: over another input it would keep the types that it had.
+        let made = ProjectionExec::try_new(projection.expr().iter().cloned(), below)?;
+        return Ok(Arc::new(made));
+    }
+    match plan.downcast_ref::<FilterExec>() {
+        Some(filter) => with_input(plan, with_scan(filter.input(), change)?),
+        None => Ok(Arc::clone(plan)),
+    }
 }
 
 /// Whether the store can read a column of this type in its order.

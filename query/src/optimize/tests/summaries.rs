@@ -213,3 +213,38 @@ fn scans_end_early_and_say_so() {
     let (_, _, read) = report(run("SELECT count(*), min(time), sum(total) FROM cpu").as_ref());
     assert_eq!(read, 0);
 }
+
+#[test]
+fn groups_of_texts_are_found_by_ids() {
+    let runtime = Runtime::new().expect("a runtime");
+    let cluster = runtime.block_on(filled());
+    let by_ids = |sql: &str| {
+        let answer = runtime.block_on(cluster.query(sql, true)).expect("it runs");
+        let lines = explain_lines(answer.plan.as_ref(), true, true).join("\n");
+        let pulled = runtime.block_on(cluster.query(sql, false)).expect("it runs");
+        assert_eq!(answer.sorted(), pulled.sorted(), "{sql}");
+        let found: Vec<String> = lines
+            .lines()
+            .filter_map(|line| Some(line.split_once("of ids=[")?.1.split_once(']')?.0.to_owned()))
+            .collect();
+        found.first().cloned().unwrap_or_default()
+    };
+    for (sql, columns) in [
+        ("SELECT host, sum(usage) FROM cpu GROUP BY host", "host"),
+        ("SELECT host, note, up, avg(level) FROM cpu GROUP BY up, note, host", "note, host"),
+        ("SELECT host, count(*) FROM cpu WHERE usage > 3 OR up GROUP BY host", "host"),
+        ("SELECT note, sum(usage) FROM cpu WHERE NOT up GROUP BY note LIMIT 100", "note"),
+        ("SELECT DISTINCT note, host FROM cpu WHERE level * 2 > 7", "note, host"),
+        // One row of each group is enough.
+        ("SELECT count(DISTINCT note) FROM cpu WHERE NOT up", ""),
+        // What looks at the texts themselves needs them.
+        ("SELECT host, max(note), count(*) FROM cpu GROUP BY host, note", "host"),
+        ("SELECT host, count(host), sum(usage) FROM cpu GROUP BY host", ""),
+        ("SELECT host, sum(usage) FROM cpu WHERE host LIKE '%_1' GROUP BY host", ""),
+        ("SELECT host, host || note AS h, sum(usage) FROM cpu GROUP BY 1, 2", ""),
+        ("SELECT host, sum(usage) FROM cpu WHERE host = 'host_2' GROUP BY host", ""),
+        ("SELECT host, note, sum(usage) FROM cpu GROUP BY ROLLUP (host, note)", ""),
+    ] {
+        assert_eq!(by_ids(sql), columns, "{sql}");
+    }
+}
