@@ -5,9 +5,12 @@
 //! - All writes of a block go to one [`Writer`] and are committed by one record.
 //! - A savepoint keeps what the writer held then. Going back makes a new transaction of exactly that and aborts the
 //!   old one, so that data nodes need not know of savepoints. The kept rows are shared, not copied.
+//! - What chunks were compressed or decompressed happened at once; the block knows what ROLLBACK is to bring back.
 //! - A failed block has no writer: its transaction is aborted. Only its end, or a savepoint, brings it on.
 
 use std::sync::Arc;
+
+use hypertide_proto::ids::ChunkId;
 
 use crate::{
     Engine, Error, Settings, TransactionStatus,
@@ -22,6 +25,8 @@ pub(crate) struct Block {
     writer: Option<Writer>,
     /// Whether it changed tables, which no ROLLBACK takes back.
     ddl: bool,
+    /// Chunks that it compressed or decompressed, in order.
+    rewritten: Vec<Rewritten>,
     savepoints: Vec<Savepoint>,
 }
 
@@ -41,6 +46,15 @@ enum Kind {
     Implicit,
 }
 
+/// A chunk that a block compressed or decompressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rewritten {
+    /// The chunk.
+    pub(crate) chunk: ChunkId,
+    /// Whether it was compressed before.
+    pub(crate) compressed: bool,
+}
+
 /// A place to go back to.
 #[derive(Debug)]
 struct Savepoint {
@@ -48,6 +62,19 @@ struct Savepoint {
     rows: Option<Kept>,
     settings: Settings,
     ddl: bool,
+    /// How many chunks the block had rewritten.
+    rewritten: usize,
+}
+
+/// What going back to a savepoint leaves to be done.
+#[derive(Debug)]
+pub(crate) struct Back {
+    /// Settings as of then.
+    pub(crate) settings: Settings,
+    /// Whether tables were changed since.
+    pub(crate) ddl: bool,
+    /// Chunks rewritten since, the last first.
+    pub(crate) rewritten: Vec<Rewritten>,
 }
 
 /// How a block ended.
@@ -59,6 +86,8 @@ pub(crate) struct Ended {
     pub(crate) failed: bool,
     /// Whether it changed tables.
     pub(crate) ddl: bool,
+    /// Chunks that it compressed or decompressed, the last first.
+    pub(crate) rewritten: Vec<Rewritten>,
 }
 
 impl Block {
@@ -94,8 +123,9 @@ impl Block {
 
     /// Ends it.
     pub(crate) fn end(&mut self) -> Ended {
-        let Self { state, writer, ddl, .. } = std::mem::take(self);
-        Ended { writer, failed: matches!(state, State::Failed(_)), ddl }
+        let Self { state, writer, ddl, mut rewritten, .. } = std::mem::take(self);
+        rewritten.reverse();
+        Ended { writer, failed: matches!(state, State::Failed(_)), ddl, rewritten }
     }
 
     /// A statement in it failed. Dropping the writer aborts its transaction.
@@ -109,6 +139,13 @@ impl Block {
     /// Notes that a statement in it changes tables.
     pub(crate) fn note_ddl(&mut self) {
         self.ddl |= self.state != State::Idle;
+    }
+
+    /// Notes chunks that a statement in it compressed or decompressed.
+    pub(crate) fn note_rewritten(&mut self, chunks: impl IntoIterator<Item = Rewritten>) {
+        if self.state != State::Idle {
+            self.rewritten.extend(chunks);
+        }
     }
 
     pub(crate) fn writer(&self) -> Option<&Writer> {
@@ -126,7 +163,8 @@ impl Block {
     /// SAVEPOINT. Names may repeat: the last of a name is meant.
     pub(crate) fn save(&mut self, name: String, settings: &Settings) {
         let rows = self.writer.as_ref().map(Writer::kept);
-        self.savepoints.push(Savepoint { name, rows, settings: settings.clone(), ddl: self.ddl });
+        let (settings, ddl, rewritten) = (settings.clone(), self.ddl, self.rewritten.len());
+        self.savepoints.push(Savepoint { name, rows, settings, ddl, rewritten });
     }
 
     /// RELEASE SAVEPOINT: forgets it and those after it.
@@ -136,19 +174,16 @@ impl Block {
         Ok(())
     }
 
-    /// ROLLBACK TO SAVEPOINT: what the block wrote since is gone, and it is open again. Gives the settings of then, and
-    /// whether tables were changed since.
-    pub(crate) fn go_back(
-        &mut self,
-        name: &str,
-        engine: &Arc<Engine>,
-    ) -> Result<(Settings, bool), Error> {
+    /// ROLLBACK TO SAVEPOINT: what the block wrote since is gone, and it is open again.
+    pub(crate) fn go_back(&mut self, name: &str, engine: &Arc<Engine>) -> Result<Back, Error> {
         let at = self.find(name)?;
         self.savepoints.truncate(at + 1);
         let savepoint = self.savepoints.last().ok_or_else(|| no_savepoint(name))?;
         self.writer = savepoint.rows.as_ref().map(|rows| Writer::again(engine, rows));
         self.state = State::Open(Kind::Explicit);
-        Ok((savepoint.settings.clone(), self.ddl && !savepoint.ddl))
+        let rewritten = self.rewritten.drain(savepoint.rewritten..).rev().collect();
+        let (settings, ddl) = (savepoint.settings.clone(), self.ddl && !savepoint.ddl);
+        Ok(Back { settings, ddl, rewritten })
     }
 
     fn find(&self, name: &str) -> Result<usize, Error> {

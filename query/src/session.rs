@@ -22,7 +22,10 @@ use arrow::datatypes::SchemaRef;
 use datafusion::{
     common::ScalarValue, execution::SendableRecordBatchStream, prelude::SessionContext,
 };
-use hypertide_meta::Image;
+use hypertide_meta::{
+    Image,
+    catalog::{Command, Outcome},
+};
 use hypertide_proto::{
     ids::{Csn, TxnId, WriteId},
     schema::ColumnType,
@@ -468,12 +471,12 @@ impl Session {
     }
 
     /// Puts a command into the log, waits until it is applied here, and gives its outcome.
-    pub(crate) async fn propose(
-        &mut self,
-        command: hypertide_meta::catalog::Command,
-    ) -> Result<hypertide_meta::catalog::Outcome, Error> {
+    pub(crate) async fn propose(&mut self, command: Command) -> Result<Outcome, Error> {
         let deadline = self.commit_deadline();
-        self.block.note_ddl();
+        // What was compressed, the block brings back itself.
+        if !matches!(command, Command::AskCompression { .. }) {
+            self.block.note_ddl();
+        }
         let (index, answer) = self.engine.catalog.propose(command, deadline).await?;
         let outcome = answer?;
         self.engine.catalog.applied(index, deadline).await?;

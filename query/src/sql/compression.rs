@@ -23,7 +23,7 @@ use hypertide_proto::{
 };
 
 use super::{call::Arguments, chunks::quoted, parse::regclass};
-use crate::{Engine, Error, Session, session::Frame};
+use crate::{Engine, Error, Session, block::Rewritten, session::Frame};
 
 /// Parameters of `compress_chunk`, in order; the last is another name of the first.
 pub(crate) const COMPRESS_PARAMETERS: &[&str] =
@@ -68,7 +68,7 @@ pub(crate) async fn run(
 ) -> Result<Vec<Option<String>>, Error> {
     let by_name = by_name(frame);
     let mut names = Vec::with_capacity(calls.len());
-    let mut wanted: Vec<ChunkId> = Vec::new();
+    let mut wanted: Vec<Rewritten> = Vec::new();
     for arguments in calls {
         let Some(text) = arguments.text("chunk")?.or(arguments.text("uncompressed_chunk")?) else {
             names.push(None);
@@ -84,14 +84,27 @@ pub(crate) async fn run(
         let (chunk, table) = found.next().ok_or_else(missing)?;
         let schema = table.hypertable().map_or("", |made| made.chunk_schema.as_str());
         names.push(Some(format!("{}.{}", quoted(schema), quoted(&chunk.name))));
-        if judge(session, change, (chunk, table), arguments)? && !wanted.contains(&chunk.id) {
-            wanted.push(chunk.id);
+        let before = Rewritten { chunk: chunk.id, compressed: chunk.compressed.is_some() };
+        if judge(session, change, (chunk, table), arguments)? && !wanted.contains(&before) {
+            wanted.push(before);
         }
     }
     if !wanted.is_empty() {
-        settle_all(session, change, wanted).await?;
+        let chunks = wanted.iter().map(|before| before.chunk).collect();
+        session.block.note_rewritten(wanted);
+        settle_all(session, change != Change::Decompress, chunks).await?;
     }
     Ok(names)
+}
+
+/// Makes a chunk compressed or not, as it was before a block that is rolled back; nothing when it still is, or is gone.
+pub(crate) async fn bring_back(session: &mut Session, before: Rewritten) -> Result<(), Error> {
+    let image = session.engine.catalog.image();
+    let Some(chunk) = image.catalog.chunk(before.chunk) else { return Ok(()) };
+    if chunk.wants_compression() == before.compressed {
+        return Ok(());
+    }
+    settle_all(session, before.compressed, vec![before.chunk]).await
 }
 
 /// All chunks of hypertables by their names, which only schemas tell apart.
@@ -153,10 +166,9 @@ fn judge(
 /// Says what is wanted of the chunks and sees to it. The first of several errors is given, after all have ended.
 async fn settle_all(
     session: &mut Session,
-    change: Change,
+    compress: bool,
     chunks: Vec<ChunkId>,
 ) -> Result<(), Error> {
-    let compress = change != Change::Decompress;
     let asked = session.propose(Command::AskCompression { chunks, compress }).await?;
     let Outcome::Chunks(chunks) = asked else {
         return Err(Error::of("XX000", "the catalog gave no chunks"));

@@ -62,7 +62,7 @@ async fn run_sql(
         Ast::Insert(statement) => insert::run(session, statement, &prepared.sql, values).await,
         Ast::StartTransaction { modes, .. } => transaction::begin(session, modes),
         Ast::Commit { chain: false, .. } => transaction::commit(session).await,
-        Ast::Rollback { chain: false, savepoint: None } => Ok(transaction::rollback(session)),
+        Ast::Rollback { chain: false, savepoint: None } => Ok(transaction::rollback(session).await),
         Ast::Rollback { savepoint: Some(name), .. } => {
             transaction::rollback_to(session, name).await
         }

@@ -4,9 +4,14 @@ use datafusion::sql::sqlparser::ast::{
     Ident, Statement as Ast, TransactionAccessMode, TransactionIsolationLevel, TransactionMode,
 };
 
-use super::parse::{Statement, fold};
+use super::{
+    compression,
+    parse::{Statement, fold},
+};
 use crate::{
-    Error, Reply, Session, TransactionStatus, block::Ended, ingest::send::Committed,
+    Error, Reply, Session, TransactionStatus,
+    block::{Back, Ended, Rewritten},
+    ingest::send::Committed,
     settings::Scope,
 };
 
@@ -69,9 +74,9 @@ pub(crate) async fn end(session: &mut Session) -> Result<bool, Error> {
     if session.block.status() == TransactionStatus::Idle {
         return Ok(true);
     }
-    let Ended { writer, failed, ddl } = session.block.end();
+    let Ended { writer, failed, ddl, rewritten } = session.block.end();
     if failed {
-        rolled_back(session, ddl);
+        rolled_back(session, ddl, rewritten).await;
         return Ok(false);
     }
     let deadline = session.commit_deadline();
@@ -80,6 +85,9 @@ pub(crate) async fn end(session: &mut Session) -> Result<bool, Error> {
         None => Ok(Committed::Empty),
     };
     session.settings.end(result.is_ok());
+    if result.is_err() {
+        bring_back(session, rewritten).await;
+    }
     if let Committed::Now(index) = result? {
         session.changed_at(index);
     }
@@ -87,14 +95,14 @@ pub(crate) async fn end(session: &mut Session) -> Result<bool, Error> {
 }
 
 /// ROLLBACK.
-pub(crate) fn rollback(session: &mut Session) -> Reply {
+pub(crate) async fn rollback(session: &mut Session) -> Reply {
     if !session.block.is_explicit() {
         session.notice("WARNING", "25P01", "there is no transaction in progress");
     }
     if session.block.status() != TransactionStatus::Idle {
         // Dropping the writer aborts its transaction.
-        let ddl = session.block.end().ddl;
-        rolled_back(session, ddl);
+        let Ended { ddl, rewritten, .. } = session.block.end();
+        rolled_back(session, ddl, rewritten).await;
     }
     Reply::Done("ROLLBACK".into())
 }
@@ -116,11 +124,12 @@ pub(crate) fn release(session: &mut Session, name: &Ident) -> Result<Reply, Erro
 /// ROLLBACK TO SAVEPOINT. Rows from before it are sent again under the new transaction, so that it can read them.
 pub(crate) async fn rollback_to(session: &mut Session, name: &Ident) -> Result<Reply, Error> {
     in_block(session, "ROLLBACK TO SAVEPOINT")?;
-    let (settings, ddl) = session.block.go_back(&fold(name), &session.engine)?;
+    let Back { settings, ddl, rewritten } = session.block.go_back(&fold(name), &session.engine)?;
     session.settings = settings;
     if ddl {
         warn_of_ddl(session);
     }
+    bring_back(session, rewritten).await;
     if let Some(mut writer) = session.block.take_writer() {
         writer.flush(session.commit_deadline()).await?;
         session.block.keep_writer(writer);
@@ -135,10 +144,22 @@ fn in_block(session: &Session, what: &str) -> Result<(), Error> {
     Err(Error::of("25P01", format_args!("{what} can only be used in transaction blocks")))
 }
 
-fn rolled_back(session: &mut Session, ddl: bool) {
+async fn rolled_back(session: &mut Session, ddl: bool, rewritten: Vec<Rewritten>) {
     session.settings.end(false);
     if ddl {
         warn_of_ddl(session);
+    }
+    bring_back(session, rewritten).await;
+}
+
+/// Compresses chunks that were decompressed, and the other way. Their rows are the same either way: when it fails,
+/// nothing is lost but room.
+async fn bring_back(session: &mut Session, rewritten: Vec<Rewritten>) {
+    for chunk in rewritten {
+        if let Err(error) = compression::bring_back(session, chunk).await {
+            let message = format!("a chunk was not brought back to what it was: {}", error.message);
+            session.notice("WARNING", "55000", message);
+        }
     }
 }
 
