@@ -1,8 +1,8 @@
 //! The journal: what must survive before it is a segment. One writer, group commit.
 //!
 //! Whatever is queued while a group is being synced becomes the next group: one redb transaction, one fsync, then all
-//! who wait are answered. Changes nobody waits for (decisions, removals) ride with the next group, or go alone after
-//! [`LAZY_DELAY`].
+//! who wait are answered. Changes nobody waits for (decisions, removals) ride with the next group, or go alone after a
+//! delay.
 //!
 //! - Changes reach the disk in the order they were submitted.
 //! - Nobody is told of a success before the fsync of its group returned.
@@ -41,7 +41,7 @@ const NAME: &str = "journal.redb";
 /// Its name until it is whole.
 const NAME_NEW: &str = "journal.redb.new";
 /// How long a change that nobody waits for may stay in memory.
-const LAZY_DELAY: Duration = Duration::from_millis(25);
+pub(crate) const LAZY_DELAY: Duration = Duration::from_millis(25);
 /// Payload bytes after which a group is closed, so that the first of a burst does not wait for the last.
 const GROUP_BYTES_MAX: usize = 32 << 20;
 const CACHE_BYTES: usize = 16 << 20;
@@ -158,13 +158,17 @@ impl Opened {
     }
 
     /// Starts the writer. `durable` is told of the transactions whose decisions are on disk now.
+    ///
+    /// Changes that nobody waits for go alone after `lazy_delay`; without one they wait for the next group, or the end,
+    /// so that only the order of calls decides what a group holds.
     pub(crate) fn start(
         self,
         poison: Arc<Poison>,
+        lazy_delay: Option<Duration>,
         durable: impl Fn(Vec<TxnId>) + Send + 'static,
     ) -> Result<Journal, Error> {
         let shared = Arc::new(Shared { queue: Mutex::default(), wake: Condvar::new(), poison });
-        let writer = Writer { shared: Arc::clone(&shared), database: self.database };
+        let writer = Writer { shared: Arc::clone(&shared), database: self.database, lazy_delay };
         let thread = std::thread::Builder::new().name("journal".into());
         let thread = thread.spawn(move || writer.run(durable));
         let thread = thread.map_err(|error| Error::Disk {
@@ -217,6 +221,7 @@ impl Journal {
 struct Writer {
     shared: Arc<Shared>,
     database: Held,
+    lazy_delay: Option<Duration>,
 }
 
 impl Writer {
@@ -255,10 +260,10 @@ impl Writer {
                 break;
             }
             let lazy_for = queue.lazy_since.map(|since| since.elapsed());
-            queue = match lazy_for {
-                Some(age) if age >= LAZY_DELAY => break,
-                Some(age) => {
-                    let waited = self.shared.wake.wait_timeout(queue, LAZY_DELAY - age);
+            queue = match lazy_for.zip(self.lazy_delay) {
+                Some((age, delay)) if age >= delay => break,
+                Some((age, delay)) => {
+                    let waited = self.shared.wake.wait_timeout(queue, delay - age);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
                 None => self.shared.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),

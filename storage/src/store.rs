@@ -349,14 +349,14 @@ impl ChunkStore {
         let inner = &self.inner;
         inner.check_open()?;
         let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut named, mut removals) = (Vec::new(), Vec::new());
+        let mut named = Vec::new();
         inner.note_removed(chunks);
         for chunk in chunks {
             {
                 let mut replicas = inner.replicas();
                 let gone = flush::released(replicas.remove(*chunk)).collect();
                 // Under the lock: no part that comes from now on is ahead of it in the queue.
-                removals.push(inner.journal.submit(gone));
+                inner.journal.submit_lazily(gone);
             }
             if inner.node.manifest(*chunk).is_some() {
                 named.push((*chunk, None));
@@ -369,7 +369,7 @@ impl ChunkStore {
         }
         chunks.iter().try_for_each(|chunk| inner.files.remove(*chunk))?;
         // Waited for: rows that came back from the journal would be a chunk of which only a part is left.
-        removals.into_iter().try_for_each(|removal| inner.wait_for(removal))
+        inner.journal_now(Vec::new())
     }
 
     /// Merges small segments of a chunk and gives back the space they took, where that is due. Blocking.

@@ -3,8 +3,8 @@
 //!
 //! A run's every change to its disk is logged. After each of them a power cut may have left nothing, all, or any part
 //! of what was not synced: those disks are made, the store is opened on them, and compared with what it had promised
-//! until then. A failure names its seed, cut and way of losing, which the same test meets again, and
-//! `HYPERTIDE_CRASH_KEEP` a directory that such a disk is copied to.
+//! until then. A failure names its seed, cut and way of losing in a command that meets exactly it again: a run asks the
+//! same of its disk whenever it is repeated. `HYPERTIDE_CRASH_KEEP` names a directory that such a disk is copied to.
 //!
 //! Every cut is tried, which makes 21,000 different disks or more in each run of the tests, also in CI: some 110 seconds
 //! of one core without optimisation, 25 with. One in eight is cut again while it recovers. `HYPERTIDE_CRASH_STRIDE=20`
@@ -15,7 +15,14 @@
 //! manifest.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout, unreachable_pub)]
 
-use std::{collections::BTreeSet, panic::AssertUnwindSafe, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::Arc,
+};
 
 use hypertide_proto::ids::ChunkId;
 use hypertide_storage::{ChunkStore, Disk, Error, StoreConfig};
@@ -36,12 +43,98 @@ const TESTS: usize = 10;
 /// Different disks that each of them tries at least, which makes 21,000.
 const STATES_MIN: usize = 2_100;
 
+/// The state to meet again, as a failure named it.
+const REPLAY: &str = "HYPERTIDE_CRASH_REPLAY";
+/// Set by the test that shows that a failure is met again: nothing of what is done to directories lasts.
+const PLANT: &str = "HYPERTIDE_CRASH_PLANT";
+
+/// What is done with a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trial {
+    Recover(Depth),
+    /// The recovery is cut, too.
+    CutAgain,
+}
+
+/// Names a state and what is done with it, for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Case {
+    seed: u64,
+    cut: usize,
+    way: u64,
+    trial: Trial,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let trial = match self.trial {
+            Trial::Recover(Depth::Deep) => "deep",
+            Trial::Recover(_) => "plain",
+            Trial::CutAgain => "again",
+        };
+        write!(f, "{}:{}:{}:{trial}", self.seed, self.cut, self.way)
+    }
+}
+
+impl Case {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split(':');
+        let (seed, cut) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let way = words.next()?.parse().ok()?;
+        let trial = match words.next()? {
+            "deep" => Trial::Recover(Depth::Deep),
+            "plain" => Trial::Recover(Depth::Plain),
+            "again" => Trial::CutAgain,
+            _ => return None,
+        };
+        Some(Self { seed, cut, way, trial })
+    }
+
+    /// The only case that is wanted; `None` for all of them.
+    fn wanted() -> Option<Self> {
+        let text = std::env::var(REPLAY).ok()?;
+        Some(Self::parse(&text).unwrap_or_else(|| panic!("{REPLAY}={text} names no state")))
+    }
+
+    /// Tries it, and says how to do that again when it fails.
+    fn run(self, image: &Image, promises: &Promises) {
+        named(&self.to_string(), image, || match self.trial {
+            Trial::Recover(depth) => drop(verify(image, promises, self.cut, depth)),
+            Trial::CutAgain => self.cut_again(image, promises),
+        });
+    }
+
+    fn cut_again(self, image: &Image, promises: &Promises) {
+        let log = verify(image, promises, self.cut, Depth::Plain).log();
+        let mut random = Random(self.cut as u64);
+        let mut cuts = Cuts::new(image.clone(), &log);
+        let until = random.below(log.len() as u64 + 1);
+        while (cuts.at() as u64) < until && cuts.step() {}
+        let way = random.below(6);
+        let image = cuts.image(way);
+        println!("cut {self} again after {until} of {}, way {way}: {}", log.len(), shown(&image));
+        verify(&image, promises, self.cut, Depth::Again);
+    }
+}
+
+fn shown(image: &Image) -> String {
+    format!("{:032x}", image.fingerprint())
+}
+
 /// Runs `check`, and names the state that it failed on.
 fn named<T>(what: &str, image: &Image, check: impl FnOnce() -> T) -> T {
     match std::panic::catch_unwind(AssertUnwindSafe(check)) {
         Ok(value) => value,
         Err(panic) => {
-            println!("failed: {what}");
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            println!("failed: {what} on {}: {}", shown(image), text.unwrap_or("no reason given"));
+            if let Some(case) = Case::parse(what) {
+                let test = (case.seed - 1) % TESTS as u64 + 1;
+                println!(
+                    "again: {REPLAY}={case} cargo test -p hypertide-storage --test crash cuts_of_runs_from_{test} -- --exact --nocapture"
+                );
+            }
             if let Ok(dir) = std::env::var("HYPERTIDE_CRASH_KEEP") {
                 image.dump(Path::new(&dir));
             }
@@ -59,7 +152,16 @@ async fn worked(seed: u64) -> (Vec<disk::Op>, Promises) {
     let mut work = Work::new(Machine::default(), seed).unwrap();
     work.run(STEPS).await.unwrap();
     work.store.close();
-    (work.machine.log(), work.promises)
+    let mut log = work.machine.log();
+    if std::env::var(PLANT).is_ok() {
+        let forget = |op: &mut disk::Op| {
+            if let disk::Op::SyncDir { dir } = op {
+                *dir = PathBuf::from("/elsewhere");
+            }
+        };
+        log.iter_mut().for_each(forget);
+    }
+    (log, work.promises)
 }
 
 /// Tries the cuts of a run with each of these ways of losing; gives the number of different states.
@@ -78,11 +180,10 @@ async fn cut_everywhere(seed: u64, ways: std::ops::Range<u64>) -> usize {
                 continue;
             }
             let depth = if states.len() % 16 == 0 { Depth::Deep } else { Depth::Plain };
-            let what = format!("seed {seed}, cut after {at} of {}, way {way}", log.len());
-            let used = named(&what, &image, || verify(&image, &promises, at, depth));
-            // The recovery may be cut, too.
+            let case = Case { seed, cut: at, way, trial: Trial::Recover(depth) };
+            case.run(&image, &promises);
             if states.len() % 8 == 0 {
-                cut_again(&what, (&image, &used), (&promises, at));
+                Case { trial: Trial::CutAgain, ..case }.run(&image, &promises);
             }
         }
     }
@@ -90,20 +191,22 @@ async fn cut_everywhere(seed: u64, ways: std::ops::Range<u64>) -> usize {
     states.len()
 }
 
-fn cut_again(what: &str, (image, used): (&Image, &Machine), (promises, at): (&Promises, usize)) {
-    let log = used.log();
-    let mut random = Random(at as u64);
-    let mut cuts = Cuts::new(image.clone(), &log);
-    let until = random.below(log.len() as u64 + 1);
-    while (cuts.at() as u64) < until && cuts.step() {}
-    let way = random.below(6);
-    let image = cuts.image(way);
-    let what = format!("{what}, and again after {until} of {}, way {way}", log.len());
-    named(&what, &image, || verify(&image, promises, at, Depth::Again));
+/// Meets a state again.
+async fn replay(case: Case) {
+    let (log, promises) = worked(case.seed).await;
+    let mut cuts = Cuts::new(Image::default(), &log);
+    while cuts.at() < case.cut && cuts.step() {}
+    assert_eq!(cuts.at(), case.cut, "seed {} makes {} changes", case.seed, log.len());
+    let image = cuts.image(case.way);
+    println!("meet {case} again: {}", shown(&image));
+    case.run(&image, &promises);
 }
 
 /// Tries the cuts of runs, from this seed on, until there were enough different disks.
 async fn cut_runs(first: u64) {
+    if let Some(case) = Case::wanted() {
+        return replay(case).await;
+    }
     let mut states = 0;
     for seed in (first..).step_by(TESTS) {
         states += cut_everywhere(seed, 0..6).await;
@@ -133,6 +236,58 @@ cuts! {
     cuts_of_runs_from_8: 8
     cuts_of_runs_from_9: 9
     cuts_of_runs_from_10: 10
+}
+
+#[tokio::test]
+async fn a_run_asks_the_same_of_its_disk_whenever_it_is_repeated() {
+    for seed in [1, 5, 12] {
+        let ((one, _), (other, _)) = (worked(seed).await, worked(seed).await);
+        let differs = one.iter().zip(&other).position(|(one, other)| one != other);
+        assert_eq!(differs, None, "seed {seed} differs at a change of {}", one.len());
+        assert_eq!(one.len(), other.len(), "seed {seed}");
+        let last = |log: &[disk::Op]| {
+            let mut cuts = Cuts::new(Image::default(), log);
+            while cuts.step() {}
+            cuts.image(1).fingerprint()
+        };
+        assert_eq!(last(&one), last(&other), "seed {seed}");
+    }
+}
+
+/// Runs a test of this file on a store whose disk forgets what becomes of directories.
+fn run_planted(test: &str, replayed: Option<&str>) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture"]).env(PLANT, "directories");
+    match replayed {
+        Some(case) => command.env(REPLAY, case),
+        None => command.env_remove(REPLAY),
+    };
+    command.output().unwrap()
+}
+
+#[test]
+fn a_failure_names_a_command_that_meets_it_again() {
+    let found = run_planted("cuts_of_runs_from_2", None);
+    assert!(!found.status.success(), "what was planted is not found");
+    let text = String::from_utf8(found.stdout).unwrap();
+    let line = |start: &str, text: &str| {
+        let line = text.lines().find(|line| line.starts_with(start));
+        line.unwrap_or_else(|| panic!("no line begins with {start}: {text}")).to_owned()
+    };
+    let (failed, again) = (line("failed: ", &text), line("again: ", &text));
+    let mut words = again.split(' ').skip(1);
+    let case = words.next().unwrap().strip_prefix(REPLAY).unwrap().strip_prefix('=').unwrap();
+    let test = words.find(|word| word.starts_with("cuts_of_")).unwrap();
+    let met = run_planted(test, Some(case));
+    assert!(!met.status.success(), "{again} meets nothing");
+    // The same bytes, and the same complaint.
+    assert_eq!(line("failed: ", &String::from_utf8(met.stdout).unwrap()), failed);
+    // The state itself is to blame, and not the way to it.
+    let mended = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture"])
+        .env(REPLAY, case)
+        .output();
+    assert!(mended.unwrap().status.success(), "it fails without what was planted, too");
 }
 
 /// Works on a disk that fails at a call, and then tries what a kill and what a power cut leave.
@@ -181,9 +336,12 @@ async fn a_failed_sync_ends_the_store_and_all_files_are_verified_at_the_next_sta
     let mut work = Work::new(machine.clone(), 1).unwrap();
     work.run(20).await.unwrap();
     let store = work.store;
+    let rows = rows_of(1, 10);
+    store.prepare(txn(999), vec![part(98, 0, &rows)]).await.unwrap();
+    store.decide(&[commit(999, 999, &[(98, 0)])]).unwrap();
+    store.flush(&[ChunkId(98)]).unwrap();
     // The next call is a write of the journal.
     machine.fail_at(1, Failure::Error, true);
-    let rows = rows_of(1, 10);
     let refused = store.prepare(txn(1000), vec![part(99, 0, &rows)]).await.unwrap_err();
     assert!(matches!(refused, Error::Closed(_)), "{refused}");
     let failed = store.failed().await;
@@ -201,16 +359,15 @@ async fn a_failed_sync_ends_the_store_and_all_files_are_verified_at_the_next_sta
     store.close();
     assert!(!machine.image().paths().contains(&"/data/io_error".into()), "the mark is gone");
     // With the mark, a wrong byte is found before anybody reads it.
-    let chunk = image.paths().into_iter().find(|path| path.starts_with("/data/chunks")).unwrap();
-    let mut bytes = image.bytes(&chunk).to_vec();
+    let chunk = Path::new("/data/chunks/98.redb");
+    let mut bytes = image.bytes(chunk).to_vec();
     let at = bytes.windows(4).rposition(|window| window == b"HTsg").unwrap();
     bytes[at + 60] ^= 1;
-    image.set_bytes(&chunk, bytes);
+    image.set_bytes(chunk, bytes);
     let machine = Machine::new(image);
     Disk::write_note(&machine, Path::new("/data/io_error"), "the disk failed").unwrap();
     let store = open(&machine).unwrap();
-    let id = chunk.file_stem().unwrap().to_str().unwrap().parse().unwrap();
-    assert_eq!(store.damaged(), [ChunkId(id)]);
+    assert_eq!(store.damaged(), [ChunkId(98)]);
 }
 
 #[tokio::test]

@@ -25,7 +25,8 @@ pub struct StoreConfig {
     pub scrub_bytes_per_second: u64,
     /// How long deleted rows stay, for scans at snapshots from before the delete.
     pub version_age: Duration,
-    /// Whether flushes, merges and the scrub happen by themselves, and not only when they are called for.
+    /// Whether flushes, merges and the scrub happen by themselves, and not only when they are called for. Without it
+    /// decisions, too, reach the disk only with what somebody waits for, so that the calls alone decide what is written.
     pub background: bool,
 }
 

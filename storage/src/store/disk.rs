@@ -60,6 +60,9 @@ pub trait Disk: fmt::Debug + Send + Sync {
 
     /// Bytes that may still be written to the file system of this directory.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+
+    /// A number that is drawn once and names a file, or a directory, from then on.
+    fn draw_id(&self) -> [u8; 16];
 }
 
 /// The machine's own file system.
@@ -123,6 +126,10 @@ impl Disk for FileDisk {
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         let stat = nix::sys::statvfs::statvfs(dir)?;
         Ok(stat.blocks_available() * stat.fragment_size())
+    }
+
+    fn draw_id(&self) -> [u8; 16] {
+        *uuid::Uuid::new_v4().as_bytes()
     }
 }
 

@@ -152,7 +152,7 @@ impl ChunkFile {
         let New { spec, limits } = new;
         let chunk = spec.chunk;
         let manifest = Manifest {
-            file: *uuid::Uuid::new_v4().as_bytes(),
+            file: disk.draw_id(),
             generation: 0,
             flushed: Point::default(),
             segments: 0,

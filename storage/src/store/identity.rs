@@ -65,7 +65,7 @@ impl NodeFile {
         let fresh = identity.is_none();
         let identity = identity.unwrap_or_else(|| Identity {
             format: FORMAT,
-            disk: DiskId(*uuid::Uuid::new_v4().as_bytes()),
+            disk: DiskId(disk.draw_id()),
             member: None,
             access: Vec::new(),
         });

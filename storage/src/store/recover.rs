@@ -37,7 +37,7 @@ use crate::{
     Error,
     chunk::{Decided, Replicas},
     compact::Rewriting,
-    journal::{Change, Opened, Recovered},
+    journal::{Change, LAZY_DELAY, Opened, Recovered},
     tables::DecisionRow,
 };
 
@@ -77,7 +77,8 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
         return Err(Error::Disk { action: "recover the chunks".into(), source: what.into() });
     }
     let replicas = Arc::new(Mutex::new(replicas));
-    let journal = journal.start(Arc::clone(&poison), {
+    let lazy_delay = config.background.then_some(LAZY_DELAY);
+    let journal = journal.start(Arc::clone(&poison), lazy_delay, {
         let replicas = Arc::clone(&replicas);
         move |txns| lock(&replicas).decisions_durable(&txns)
     })?;

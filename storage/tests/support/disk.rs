@@ -22,7 +22,7 @@ const HOLD_MAX: Duration = Duration::from_secs(60);
 type Bytes = Arc<Vec<u8>>;
 
 /// One change that was asked for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     Create { path: PathBuf, file: usize },
     Rename { from: PathBuf, to: PathBuf },
@@ -114,6 +114,8 @@ struct State {
     free_bytes: Option<u64>,
     /// Syncs wait.
     held: bool,
+    /// Numbers drawn so far.
+    drawn: u64,
 }
 
 /// A machine whose disk is a log.
@@ -338,6 +340,15 @@ impl Disk for Machine {
 
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
         Ok(self.lock().free_bytes.unwrap_or(1 << 40))
+    }
+
+    /// The same in every run, and another one after every start: an image that grew out of another has more files.
+    fn draw_id(&self) -> [u8; 16] {
+        let mut state = self.lock();
+        state.drawn += 1;
+        let mut random = Random((state.now.files.len() as u64) << 32 | state.drawn);
+        let (high, low) = (random.next(), random.next());
+        (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
     }
 }
 

@@ -55,7 +55,7 @@ impl Files {
     /// A place for another file of the chunk. Each has a name of its own, so that one that is given up and not gone yet
     /// is in nobody's way.
     pub(crate) fn new_file(&self, chunk: ChunkId) -> NewFile {
-        let id = uuid::Uuid::new_v4().simple();
+        let id = uuid::Uuid::from_bytes(self.disk.draw_id()).simple();
         let path = self.dir.join(format!("{}.{id}.{SUFFIX_NEW}", chunk.0));
         NewFile { disk: Arc::clone(&self.disk), path, kept: false }
     }

@@ -43,7 +43,7 @@ pub(super) struct Built {
 
 impl Builder {
     pub(super) fn new(inner: &Arc<Inner>, chunk: ChunkId) -> Result<Self, Error> {
-        let new = inner.files.new_file(chunk);
+        let (new, file) = (inner.files.new_file(chunk), inner.files.disk().draw_id());
         let options = OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify: false };
         let opened = open_database(inner.files.disk(), new.path(), options);
         let database = opened.map_err(|error| {
@@ -63,7 +63,7 @@ impl Builder {
             txn: Some(txn),
             database: Some(database),
             chunk,
-            file: *uuid::Uuid::new_v4().as_bytes(),
+            file,
             segments: 0,
             bytes: 0,
         })

@@ -89,7 +89,7 @@ pub(super) fn prepare(inner: &Arc<Inner>, wanted: Wanted) -> Result<Option<Outgo
         history,
         source,
         recent,
-        passing: *uuid::Uuid::new_v4().as_bytes(),
+        passing: inner.files.disk().draw_id(),
         passed: 0,
         inner: Arc::clone(inner),
     }))

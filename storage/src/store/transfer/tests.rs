@@ -336,6 +336,10 @@ impl Disk for Stopping {
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         FileDisk.free_bytes(dir)
     }
+
+    fn draw_id(&self) -> [u8; 16] {
+        FileDisk.draw_id()
+    }
 }
 
 impl StorageBackend for StoppingFile {
