@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use hypertide_proto::{
     error::{Code, RpcError},
-    ids::{AccessId, ChunkId, ClusterId, DiskId, Rid, TxnId},
+    ids::{AccessId, ChunkId, ClusterId, Csn, DiskId, Rid, TxnId},
     wire::{
         check_cluster,
         meta::{
@@ -129,6 +129,7 @@ impl MetaService {
             rid: Some(data.rid.into()),
             name: data.name,
             access: Self::access_nodes(&image),
+            csn: image.snapshot().0,
         })
     }
 
@@ -148,30 +149,33 @@ impl MetaService {
         }
         let resync = !self.node.fleet().hear(rid, request);
         let leader = member.leader.view().leader;
+        let (dropped, dropped_csn) = self.dropped(rid).await;
         Ok(HeartbeatReply {
             resync,
             access: Self::access_nodes(&image),
             leader: leader.unwrap_or(AccessId(0)).0,
-            dropped: self.dropped(rid).await.into_iter().map(|chunk| chunk.0).collect(),
+            dropped: dropped.into_iter().map(|chunk| chunk.0).collect(),
+            dropped_csn: dropped_csn.0,
         })
     }
 
     /// Chunks that the node reported and that it is not to hold, for sure: the node can only hold a chunk that was made
     /// before, so that a catalog as of a barrier after its report knows it, unless it was dropped or the replica
-    /// removed. A copy that is under way is known to the node itself, which keeps it.
-    async fn dropped(&self, rid: Rid) -> Vec<ChunkId> {
+    /// removed. A copy that is under way is known to the node itself, which keeps it. Also a snapshot from which on the
+    /// catalog has none of them there.
+    async fn dropped(&self, rid: Rid) -> (Vec<ChunkId>, Csn) {
         let fleet = self.node.fleet();
         let strange = fleet.strange(rid, &self.node.image().catalog);
         if strange.is_empty() {
-            return strange;
+            return (strange, Csn(0));
         }
         let Ok(image) = self.node.barrier(Instant::now() + HEARTBEAT_TIMEOUT).await else {
-            return Vec::new();
+            return (Vec::new(), Csn(0));
         };
         let still = fleet.strange(rid, &image.catalog);
         let dropped: Vec<ChunkId> = strange.into_iter().filter(|id| still.contains(id)).collect();
         fleet.forget(rid.node, &dropped);
-        dropped
+        (dropped, image.snapshot())
     }
 
     async fn decide(&self, request: ResolveRequest) -> Result<ResolveReply, RpcError> {

@@ -457,12 +457,34 @@ impl Session {
 
     /// What a statement over this snapshot runs in.
     pub(crate) fn frame_of(&self, snapshot: Snapshot) -> Result<Frame, Error> {
-        let deadline = self.deadline();
+        self.frame_until(snapshot, self.deadline())
+    }
+
+    /// [`Session::frame_of`] for a statement that has begun already.
+    fn frame_until(&self, snapshot: Snapshot, deadline: Instant) -> Result<Frame, Error> {
         let ctx = context::session_context(&self.engine, &self.settings, &snapshot, deadline)?;
         crate::pg_catalog::register_pg_catalog(&ctx, &snapshot.image);
         sql::session_functions::register(self, &snapshot, &ctx);
         crate::views::register_views(&ctx, &self.engine.catalog, &snapshot.image)?;
         Ok(Frame { snapshot, ctx, deadline, zone: self.settings.zone() })
+    }
+
+    /// A session as this one is now, to read by while this one goes on: it has no transaction of its own.
+    pub(crate) fn reader(&self) -> Self {
+        let (engine, settings) = (Arc::clone(&self.engine), self.settings.clone());
+        let (last_index, number) = (self.last_index, self.number);
+        Self { settings, last_index, number, ..Self::new(engine, &self.user) }
+    }
+
+    /// What a statement of another session that reads once more runs in: a fresh snapshot, with the pending rows that the
+    /// one before had.
+    pub(crate) async fn fresh_frame(
+        &mut self,
+        own: Option<TxnId>,
+        deadline: Instant,
+    ) -> Result<Frame, Error> {
+        let snapshot = self.snapshot().await?;
+        self.frame_until(Snapshot { own, ..snapshot }, deadline)
     }
 
     /// Notes a change of this session that was applied at `index`.

@@ -14,6 +14,7 @@
 //!   may count until then, so that the replica must not pass for whole. If it was committed, the journal keeps the part
 //!   and the decision until the commit came from another replica: every start finds the chunk damaged until then.
 //! - The chain is the same on every replica that applied the same commits.
+//! - A replica that the catalog has no more stays as it is for older snapshots, and is reported no more (`chunk/removed.rs`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,6 +35,11 @@ use crate::{
     tables::{CommitRow, Compressed, PartKey, Point},
     tombstone::Delete,
 };
+
+mod removed;
+
+pub(crate) use removed::Presence;
+use removed::Removed;
 
 /// The hash of a transaction's rows for one chunk: xxh3-128 over the big-endian hashes of its parts in order of number.
 #[must_use]
@@ -111,6 +117,8 @@ struct Replica {
     damaged: Option<String>,
     /// A scan met wrong bytes; what else there is may still be read.
     suspect: Option<String>,
+    /// The catalog has it no more.
+    removed: Option<Removed>,
 }
 
 /// How a part that came stands to what is known.
@@ -194,6 +202,7 @@ pub(crate) struct View {
     /// Deletes among them.
     pub(crate) deletes: Vec<Tombstone>,
     pub(crate) stored: Stored,
+    pub(crate) presence: Presence,
 }
 
 /// All replicas of a data node.
@@ -362,10 +371,9 @@ impl Replicas {
     /// Chunks with more than `segments` segments, and how many each has.
     pub(crate) fn crowded(&self, segments: u64) -> BTreeMap<ChunkId, u64> {
         let count = |replica: &Replica| replica.stored.segments;
-        let crowded = self
-            .chunks
-            .iter()
-            .filter(|(_, replica)| count(replica) > segments && replica.damaged.is_none());
+        let stays = |replica: &Replica| replica.damaged.is_none() && replica.removed.is_none();
+        let crowded =
+            self.chunks.iter().filter(|(_, replica)| count(replica) > segments && stays(replica));
         crowded.map(|(chunk, replica)| (*chunk, count(replica))).collect()
     }
 
@@ -412,7 +420,7 @@ impl Replicas {
             stored: replica.stored,
             applied,
             recent: replica.commits.range(..=applied.csn).map(|(_, c)| c.clone()).collect(),
-            damaged: replica.damaged.is_some() || replica.suspect.is_some(),
+            damaged: replica.wrong(),
             lost: self.lost.values().flatten().any(|key| key.chunk == chunk),
         })
     }
@@ -513,7 +521,7 @@ impl Replicas {
         let all = committed.chain(own.map(|(_, rows)| (Csn(u64::MAX), rows)));
         let all: Vec<(Csn, Arc<Rows>)> = all.map(|(csn, rows)| (csn, Arc::clone(rows))).collect();
         let deletes = all.iter().filter_map(|(_, rows)| rows.tombstone.clone()).collect();
-        View { recent: all, deletes, stored: replica.stored }
+        View { recent: all, deletes, stored: replica.stored, presence: replica.presence() }
     }
 
     /// Why a delete that knows the chunk up to `snapshot` cannot be taken in: another one that it does not know.
@@ -557,7 +565,7 @@ impl Replicas {
     pub(crate) fn with_deletes(&self, age: Duration, times: (Instant, Instant)) -> Vec<ChunkId> {
         let waiting = |(_, replica): &(&ChunkId, &Replica)| {
             let whole = replica.damaged.is_none() && replica.suspect.is_none();
-            replica.stored.deletes > 0 && whole
+            replica.stored.deletes > 0 && whole && replica.removed.is_none()
         };
         let chunks = self.chunks.iter().filter(waiting).map(|(chunk, _)| *chunk);
         chunks.filter(|chunk| self.deletes_aged(*chunk, age, times)).collect()
@@ -589,18 +597,21 @@ impl Replicas {
 
     /// Chunks with wrong bytes.
     pub(crate) fn damaged(&self) -> Vec<ChunkId> {
-        let wrong = |replica: &Replica| replica.damaged.is_some() || replica.suspect.is_some();
-        let damaged = self.chunks.iter().filter(|(_, replica)| wrong(replica));
+        let damaged =
+            self.chunks.iter().filter(|(_, replica)| replica.wrong() && replica.removed.is_none());
         damaged.map(|(chunk, _)| *chunk).collect()
     }
 
-    /// What is held of these chunks (all when empty).
+    /// What is held of these chunks (all when empty), as far as the catalog has it.
     pub(crate) fn report(&self, chunks: &[ChunkId]) -> Vec<ChunkReport> {
+        let report = |(chunk, replica): (&ChunkId, &Replica)| {
+            replica.removed.is_none().then(|| replica.report(*chunk))
+        };
         if chunks.is_empty() {
-            return self.chunks.iter().map(|(chunk, replica)| replica.report(*chunk)).collect();
+            return self.chunks.iter().filter_map(report).collect();
         }
         let known = chunks.iter().filter_map(|chunk| Some((chunk, self.chunks.get(chunk)?)));
-        known.map(|(chunk, replica)| replica.report(*chunk)).collect()
+        known.filter_map(report).collect()
     }
 
     /// The invariants of the head of this file.
@@ -657,6 +668,11 @@ impl Commit {
 }
 
 impl Replica {
+    /// Whether some of its bytes are wrong.
+    fn wrong(&self) -> bool {
+        self.damaged.is_some() || self.suspect.is_some()
+    }
+
     /// Applies commits as long as the next one is durable and follows the last applied.
     fn advance(&mut self) {
         use std::ops::Bound::{Excluded, Unbounded};

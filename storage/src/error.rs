@@ -55,7 +55,7 @@ pub enum Error {
         /// The one asked for.
         snapshot: Csn,
     },
-    /// The chunk was here a short while ago: it was dropped, or its replica went to another node.
+    /// At the snapshot asked for the catalog has no replica of the chunk here.
     #[error("chunk {0} was removed from this node")]
     Removed(ChunkId),
     /// As much is in memory as may be, there is no file handle, or another does the same now. It passes.

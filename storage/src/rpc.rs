@@ -153,10 +153,13 @@ impl Storage for Service {
         &self,
         request: Request<messages::DropChunksRequest>,
     ) -> Result<Response<messages::DropChunksReply>, Status> {
-        let messages::DropChunksRequest { cluster, chunks } = request.into_inner();
+        let messages::DropChunksRequest { cluster, chunks, csn } = request.into_inner();
         self.member(&cluster)?;
+        if csn == 0 {
+            return Err(RpcError::new(Code::Invalid, "field csn is zero").into());
+        }
         let chunks = ids(chunks);
-        self.blocking(move |node| node.store().drop_chunks(&chunks)).await?;
+        self.blocking(move |node| node.store().drop_chunks(&chunks, Csn(csn))).await?;
         Ok(Response::new(messages::DropChunksReply {}))
     }
 

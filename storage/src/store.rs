@@ -9,7 +9,6 @@
 //! Files and rows change hands under it, so that a scan sees every row exactly once.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -30,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ChunkSummary, CompressionSpec, Error, Scan, ScanRequest, Tombstone,
-    chunk::{Decided, Replicas, Rows},
+    chunk::{Decided, Presence, Replicas, Rows},
     compact::{self, Goal},
     journal::{Change, Journal},
     scan::Source,
@@ -56,6 +55,7 @@ pub(crate) mod memory;
 pub(crate) mod order;
 pub(crate) mod poison;
 mod recover;
+mod remove;
 pub(crate) mod scrub;
 pub(crate) mod sort;
 mod stop;
@@ -172,8 +172,6 @@ pub(crate) struct Inner {
     pub(crate) rewriting: compact::Rewriting,
     opened: Instant,
     stop: Stop,
-    /// Chunks that were removed lately: a scan that comes too late must not take them for empty ones.
-    removed: Mutex<BTreeMap<ChunkId, Instant>>,
     pub(crate) counters: Arc<Counters>,
     closed: AtomicBool,
 }
@@ -291,9 +289,7 @@ impl ChunkStore {
                 });
                 (view, source, deletes)
             };
-            if source.is_none() && view.recent.is_empty() && inner.removed_lately(chunk) {
-                return Err(Error::Removed(chunk));
-            }
+            inner.check_presence(&request, view.presence)?;
             if view.stored.horizon > request.snapshot {
                 let (horizon, snapshot) = (view.stored.horizon, request.snapshot);
                 return Err(Error::SnapshotTooOld { chunk, horizon, snapshot });
@@ -344,34 +340,6 @@ impl ChunkStore {
         Ok(())
     }
 
-    /// Removes chunks, their files, and what the journal holds of them, durably. Idempotent. Blocking.
-    pub fn drop_chunks(&self, chunks: &[ChunkId]) -> Result<(), Error> {
-        let inner = &self.inner;
-        inner.check_open()?;
-        let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut named = Vec::new();
-        inner.note_removed(chunks);
-        for chunk in chunks {
-            {
-                let mut replicas = inner.replicas();
-                let gone = flush::released(replicas.remove(*chunk)).collect();
-                // Under the lock: no part that comes from now on is ahead of it in the queue.
-                inner.journal.submit_lazily(gone);
-            }
-            if inner.node.manifest(*chunk).is_some() {
-                named.push((*chunk, None));
-            }
-        }
-        if !named.is_empty() {
-            // Manifest first: a file without it is removed at the next start.
-            let saved = inner.node.save_manifests(&named);
-            saved.inspect_err(|error| inner.note_failure(error))?;
-        }
-        chunks.iter().try_for_each(|chunk| inner.files.remove(*chunk))?;
-        // Waited for: rows that came back from the journal would be a chunk of which only a part is left.
-        inner.journal_now(Vec::new())
-    }
-
     /// Merges small segments of a chunk and gives back the space they took, where that is due. Blocking.
     ///
     /// The background does so by itself.
@@ -396,13 +364,17 @@ impl ChunkStore {
     }
 
     fn rewrite(&self, chunk: ChunkId, goal: Goal) -> Result<ChunkReport, Error> {
+        let gone = || {
+            let gone = format_args!("chunk {chunk} was dropped");
+            Error::Rpc(RpcError::new(Code::NotFound, gone))
+        };
+        if matches!(self.inner.replicas().presence(chunk), Presence::Before(_)) {
+            return Err(gone());
+        }
         self.flush(&[chunk])?;
         compact::rewrite(&self.inner, chunk, goal)?;
         let report = self.inner.replicas().report(&[chunk]).first().copied();
-        report.ok_or_else(|| {
-            let gone = format_args!("chunk {chunk} was dropped");
-            Error::Rpc(RpcError::new(Code::NotFound, gone))
-        })
+        report.ok_or_else(gone)
     }
 
     /// Reads all of a chunk's file and decodes every block. Blocking. What it finds is noted as damage.
@@ -493,23 +465,6 @@ impl Drop for ChunkStore {
 }
 
 impl Inner {
-    /// Remembers for as long as old versions are kept that chunks were here.
-    fn note_removed(&self, chunks: &[ChunkId]) {
-        let now = Instant::now();
-        let here = |chunk: &ChunkId| {
-            self.node.manifest(*chunk).is_some() || !self.replicas().report(&[*chunk]).is_empty()
-        };
-        let here: Vec<ChunkId> = chunks.iter().copied().filter(here).collect();
-        let mut removed = lock(&self.removed);
-        removed.retain(|_, at| now.duration_since(*at) < self.config.version_age);
-        removed.extend(here.into_iter().map(|chunk| (chunk, now)));
-    }
-
-    fn removed_lately(&self, chunk: ChunkId) -> bool {
-        let age = lock(&self.removed).get(&chunk).map(Instant::elapsed);
-        age.is_some_and(|age| age < self.config.version_age)
-    }
-
     pub(crate) fn replicas(&self) -> MutexGuard<'_, Replicas> {
         lock(&self.replicas)
     }

@@ -3,7 +3,9 @@
 //! | file | table | key | value | written by | read by |
 //! |---|---|---|---|---|---|
 //! | `node.redb` | `identity` | `"identity"` | [`Identity`] | opening, registration | opening |
+//! | `node.redb` | `identity` | `"horizon"` | [`Csn`]: before it, chunks that are not here may have been | unlinking | opening |
 //! | `node.redb` | `manifest` | chunk | [`Manifest`] | creation, flush, merge, rewrite, drop of a chunk file | opening |
+//! | `node.redb` | `removed` | chunk | [`Csn`]: from it on, the catalog has it no more | removal, return, unlinking | opening |
 //! | `journal.redb` | `parts` | transaction, chunk, number | [`PartHeader`], payload | prepare, flush, abort | opening |
 //! | `journal.redb` | `decisions` | transaction | [`DecisionRow`] | decide, flush | opening |
 //! | `chunks/<id>.redb` | `header` | `"header"` | [`FileHeader`] | creation, flush, merge, rewrite | opening of the file |
@@ -35,7 +37,9 @@ pub(crate) const FORMAT: u32 = 2;
 
 pub(crate) const IDENTITY: Definition = TableDefinition::new("identity");
 pub(crate) const IDENTITY_KEY: &[u8] = b"identity";
+pub(crate) const HORIZON_KEY: &[u8] = b"horizon";
 pub(crate) const MANIFEST: Definition = TableDefinition::new("manifest");
+pub(crate) const REMOVED: Definition = TableDefinition::new("removed");
 pub(crate) const PARTS: Definition = TableDefinition::new("parts");
 pub(crate) const DECISIONS: Definition = TableDefinition::new("decisions");
 pub(crate) const HEADER: Definition = TableDefinition::new("header");

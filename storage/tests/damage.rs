@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hypertide_proto::ids::ChunkId;
+use hypertide_proto::ids::{ChunkId, Csn};
 use hypertide_storage::{ChunkStore, CompressionSpec, Error, Fault, StoreConfig};
 
 mod support;
@@ -123,10 +123,12 @@ async fn a_damaged_chunk_takes_no_rows_and_others_do() {
     let refused = store.prepare(txn(5), vec![part(1, 0, &rows)]).await.unwrap_err();
     assert!(matches!(refused, Error::Damaged { .. }), "{refused}");
     store.prepare(txn(6), vec![part(2, 0, &rows)]).await.unwrap();
-    store.drop_chunks(&[ChunkId(1)]).unwrap();
+    store.drop_chunks(&[ChunkId(1)], Csn(100)).unwrap();
     assert!(store.damaged().is_empty());
+    // Nobody is served with wrong bytes, and nobody takes the chunk for an empty one.
+    assert!(store.removed().is_empty());
     let refused = read(&store, request(1, 99)).unwrap_err();
-    assert!(matches!(refused, Error::Removed(ChunkId(1))), "{refused}");
+    assert!(matches!(refused, Error::SnapshotTooOld { .. }), "{refused}");
 }
 
 #[tokio::test]
@@ -214,11 +216,12 @@ async fn bad_parts_are_refused_and_leave_nothing() {
 async fn dropped_chunks_are_gone_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     prepared(dir.path()).await;
-    let store = ChunkStore::open(config(dir.path())).unwrap();
+    let at_once = StoreConfig { version_age: std::time::Duration::ZERO, ..config(dir.path()) };
+    let store = ChunkStore::open(at_once).unwrap();
     let scan = store.scan(request(1, 99)).unwrap();
     store.prepare(txn(7), vec![part(1, 0, &rows_of(7, 5))]).await.unwrap();
-    store.drop_chunks(&[ChunkId(1)]).unwrap();
-    store.drop_chunks(&[ChunkId(1)]).unwrap();
+    store.drop_chunks(&[ChunkId(1)], Csn(100)).unwrap();
+    store.drop_chunks(&[ChunkId(1)], Csn(120)).unwrap();
     assert!(!dir.path().join("chunks/1.redb").exists());
     // A scan that had begun still reads what it began with.
     assert_eq!(scan.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), ROWS as usize);

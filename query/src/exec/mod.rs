@@ -27,6 +27,6 @@ pub(crate) use leaf::{ScanLeaf, ScanOrder};
 pub(crate) use pace::Pace;
 pub(crate) use read::{Binding, ScanTotals};
 pub(crate) use remote_fragment::{RemoteFragmentExec, Spread};
-pub(crate) use retry::rpc_error;
+pub(crate) use retry::{fresh_snapshot_may_do, rpc_error};
 pub(crate) use suspects::Suspects;
 pub(crate) use texts::TextsExec;

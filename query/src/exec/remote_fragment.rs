@@ -35,7 +35,10 @@ use datafusion::{
 };
 use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
 use futures::{StreamExt, TryStreamExt, stream};
-use hypertide_proto::{error::RpcError, ids::NodeId};
+use hypertide_proto::{
+    error::{Code, RpcError},
+    ids::NodeId,
+};
 
 use super::{
     ChunkScanExec, FragmentCodec, ScanPlan,
@@ -223,7 +226,7 @@ impl RemoteFragmentExec {
             biased;
             opened = &mut opening => match opened {
                 Err(error) if other_node_may_do(&error) => {
-                    self.avoid(&statement, fragment.node, &error);
+                    self.note_failure(&statement, fragment.node, &error);
                     rival.await
                 }
                 opened => self.passed_on(partition, opened, &context),
@@ -261,13 +264,21 @@ impl RemoteFragmentExec {
             }
             Err(error) if other_node_may_do(&error) => {
                 let statement = Statement::of(context.session_config())?;
-                self.avoid(&statement, fragment.node, &error);
+                self.note_failure(&statement, fragment.node, &error);
                 match self.elsewhere(fragment) {
                     Some(plan) => plan.execute(0, Arc::clone(context)),
                     None => Err(sql_error(&name, error)),
                 }
             }
             Err(error) => Err(sql_error(&name, error)),
+        }
+    }
+
+    /// What the failure of a node says about it to other statements.
+    fn note_failure(&self, statement: &Statement, node: NodeId, error: &RpcError) {
+        // Others read at other snapshots.
+        if !matches!(error.code, Code::SnapshotTooOld | Code::Stale) {
+            self.avoid(statement, node, error);
         }
     }
 

@@ -19,16 +19,22 @@ pub(super) fn other_node_may_do(error: &RpcError) -> bool {
         | Code::WrongNode
         | Code::NotFound
         | Code::Stale
+        // How far back a replica can be read is its own.
+        | Code::SnapshotTooOld
         | Code::Overloaded
         | Code::DiskFull => true,
         Code::Cancelled
         | Code::DeadlineExceeded
         | Code::Invalid
         | Code::NotLeader
-        | Code::SnapshotTooOld
         | Code::TooLarge
         | Code::Version => false,
     }
+}
+
+/// Whether the statement may fare better at a fresh snapshot: what it reads by was removed or rewritten meanwhile.
+pub(crate) fn fresh_snapshot_may_do(error: &DataFusionError) -> bool {
+    matches!(rpc_error(error).code, Code::SnapshotTooOld | Code::Stale)
 }
 
 /// The error for the statement: what is wrong with the statement reads as if it had run here, and what is wrong with
@@ -80,7 +86,24 @@ mod tests {
         assert!(other_node_may_do(&damaged));
         let carried = DataFusionError::External(Box::new(damaged.clone()));
         assert_eq!(rpc_error(&carried), damaged);
-        let reported = sql_error("d2", damaged).to_string();
+        let reported = sql_error("d2", damaged);
+        assert!(!fresh_snapshot_may_do(&reported));
+        let reported = reported.to_string();
         assert!(reported.contains("[d2]: chunk c1: bad checksum"), "{reported}");
+    }
+
+    #[test]
+    fn an_old_snapshot_is_told_from_all_else() {
+        for code in [Code::SnapshotTooOld, Code::Stale] {
+            let told = RpcError::new(code, "chunk c1 was removed");
+            assert!(other_node_may_do(&told));
+            let reported = sql_error("d2", told);
+            assert!(fresh_snapshot_may_do(&reported));
+            let carried = DataFusionError::ArrowError(
+                Box::new(ArrowError::ExternalError(Box::new(reported))),
+                None,
+            );
+            assert!(fresh_snapshot_may_do(&carried), "{carried}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! `> EXPLAIN SELECT` the plan, `> INSERT INTO t SELECT` commits rows.
 
 mod cluster;
+mod removed;
 mod summaries;
 
 use std::path::Path;

@@ -82,6 +82,7 @@ pub(crate) fn tell_dropped(session: &Session, chunks: Vec<ChunkId>) {
             let request = DropChunksRequest {
                 cluster: cluster.0.to_vec().into(),
                 chunks: chunks.iter().map(|chunk| chunk.0).collect(),
+                csn: image.snapshot().0,
             };
             let Ok(mut client) = channels.storage(&address) else { continue };
             match tokio::time::timeout(DROP_TIMEOUT, client.drop_chunks(request)).await {

@@ -9,6 +9,7 @@ use datafusion::sql::sqlparser::ast::{
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::{
+    again::Again,
     copy_options::{Copy, Form, Format, Header, Source},
     query,
     table::find,
@@ -24,8 +25,10 @@ pub(crate) async fn run(session: &mut Session, copy: &Copy) -> Result<Reply, Err
         Source::Table(name, columns) => of_table(session, &frame, name, columns)?,
     };
     query::check(&ast)?;
+    let again = Again::new(session, &frame, (&ast, &[]));
     let plan = query::bind(query::plan(&frame.ctx, ast).await?, Vec::new())?;
     let rows = frame.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
+    let rows = again.guard(rows);
     let schema = rows.schema();
     let columns = schema.fields().len();
     let Form::Lines(format) = &copy.form else {

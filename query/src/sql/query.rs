@@ -21,7 +21,7 @@ use datafusion::{
 };
 use hypertide_proto::schema::{Column, ColumnType};
 
-use super::{call, names::Names, run::rows, zone::Zone};
+use super::{again::Again, call, names::Names, run::rows, zone::Zone};
 use crate::{
     Error, Reply, Session, exec::explain_lines, ingest::assign::assign, settings::parse_bool,
 };
@@ -58,13 +58,18 @@ pub(crate) async fn run(
         }
     };
     let names = Names::of(&ast);
+    let again = Again::new(session, &frame, (&ast, &values));
     let plan = plan(&frame.ctx, ast).await?;
     let plan = bind(plan, values)?;
     if let Some(explain) = explain {
         return explain.run(&frame.ctx, &plan).await;
     }
-    let data_frame = frame.ctx.execute_logical_plan(plan).await?;
-    let stream = names.rename_stream(data_frame.execute_stream().await?);
+    let mut stream = frame.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
+    // What functions gave was made for this statement, and some of them change something.
+    if calls.is_empty() {
+        stream = again.guard(stream);
+    }
+    let stream = names.rename_stream(stream);
     Ok(Reply::Rows { schema: stream.schema(), stream, tag: "SELECT", counted: true })
 }
 

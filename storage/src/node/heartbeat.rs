@@ -13,7 +13,7 @@ use std::{
 use futures::future::join_all;
 use hypertide_proto::{
     error::{Code, RpcError},
-    ids::ChunkId,
+    ids::{ChunkId, Csn},
     wire::meta::{ChunkCompression, ChunkProgress, HeartbeatReply, HeartbeatRequest},
 };
 
@@ -130,9 +130,12 @@ pub(super) fn progress(report: &ChunkReport) -> ChunkProgress {
 
 /// Follows the access nodes, and drops chunks that the catalog dropped; gives those that cannot be dropped yet.
 async fn take_replies(node: &DataNode, replies: Vec<HeartbeatReply>) -> Vec<ChunkId> {
-    let mut dropped = BTreeSet::new();
+    let (mut dropped, mut at) = (BTreeSet::new(), Csn(0));
     for reply in replies {
         node.access.learn(reply.access.into_iter().map(|member| member.rpc).collect());
+        if !reply.dropped.is_empty() {
+            at = at.max(Csn(reply.dropped_csn));
+        }
         dropped.extend(reply.dropped.into_iter().map(ChunkId));
     }
     dropped.retain(|chunk| !node.store.report(&[*chunk]).is_empty());
@@ -144,7 +147,7 @@ async fn take_replies(node: &DataNode, replies: Vec<HeartbeatReply>) -> Vec<Chun
     if !removed.is_empty() {
         tracing::info!("remove {} chunks that the catalog dropped here", removed.len());
         let store = Arc::clone(&node.store);
-        let work = tokio::task::spawn_blocking(move || store.drop_chunks(&removed));
+        let work = tokio::task::spawn_blocking(move || store.drop_chunks(&removed, at));
         match work.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!("remove dropped chunks: {error}"),

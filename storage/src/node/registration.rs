@@ -12,7 +12,7 @@ use std::{
 
 use hypertide_proto::{
     error::Code,
-    ids::{ClusterId, Rid},
+    ids::{ClusterId, Csn, Rid},
     wire,
 };
 
@@ -47,7 +47,7 @@ impl DataNode {
                 return Err(Error::Identity(text));
             }
             if member.rid != rid {
-                self.put_aside(member.rid, rid).await?;
+                self.put_aside(member.rid, rid, Csn(reply.csn)).await?;
             }
         }
         let access: Vec<String> = reply.access.into_iter().map(|member| member.rpc).collect();
@@ -89,10 +89,11 @@ impl DataNode {
     }
 
     /// Takes all chunks out of use: they were written under another incarnation.
-    async fn put_aside(&self, old: Rid, new: Rid) -> Result<(), Error> {
+    async fn put_aside(&self, old: Rid, new: Rid, csn: Csn) -> Result<(), Error> {
         tracing::warn!("this disk was {old} and is {new} now: its chunks are put aside");
         let store = Arc::clone(&self.store);
-        let done = tokio::task::spawn_blocking(move || store.put_aside(&old.to_string())).await;
+        let done =
+            tokio::task::spawn_blocking(move || store.put_aside(&old.to_string(), csn)).await;
         let (chunks, place) = done.map_err(|error| Error::Disk {
             action: "put the chunks of an earlier incarnation aside".into(),
             source: error.into(),

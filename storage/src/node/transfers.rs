@@ -259,6 +259,9 @@ impl DataNode {
 
     async fn copy_in(&self, request: &CatchUp, deadline: Instant) -> Result<CaughtUp, RpcError> {
         let chunk = request.spec.chunk;
+        let store = Arc::clone(self.store());
+        let back = tokio::task::spawn_blocking(move || store.take_back(chunk)).await;
+        back.map_err(|error| RpcError::new(Code::Internal, error))??;
         let mut sum = CaughtUp::default();
         for _ in 0..ATTEMPTS {
             let standing = self.store().standing(chunk);

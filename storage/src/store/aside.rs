@@ -5,7 +5,7 @@ use std::{
     sync::PoisonError,
 };
 
-use hypertide_proto::ids::ChunkId;
+use hypertide_proto::ids::{ChunkId, Csn};
 
 use super::{
     ChunkStore,
@@ -19,8 +19,9 @@ const ASIDE: &str = "aside";
 
 impl ChunkStore {
     /// Forgets all chunks and everything pending, and moves the files to a directory of the name given; how many there
-    /// were, and where they are. Idempotent. Blocking.
-    pub(crate) fn put_aside(&self, name: &str) -> Result<(usize, PathBuf), Error> {
+    /// were, and where they are. Scans at snapshots before `at` are refused from now on: they may be meant for what was
+    /// here. Idempotent. Blocking.
+    pub(crate) fn put_aside(&self, name: &str, at: Csn) -> Result<(usize, PathBuf), Error> {
         let inner = &self.inner;
         inner.check_open()?;
         // What is committed and in memory only would be lost with the journal.
@@ -29,6 +30,8 @@ impl ChunkStore {
         }
         let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
         inner.check_open()?;
+        let noted = |error: &Error| inner.note_failure(error);
+        inner.node.raise_horizon(at).inspect_err(noted)?;
         let manifests = inner.node.manifests();
         let place = inner.config.dir.join(ASIDE).join(name);
         if !manifests.is_empty() {
@@ -37,9 +40,10 @@ impl ChunkStore {
         for chunk in manifests.keys() {
             inner.files.put_aside(*chunk, &place)?;
         }
-        let gone: Vec<(ChunkId, _)> = manifests.keys().map(|chunk| (*chunk, None)).collect();
-        let saved = inner.node.save_manifests(&gone);
-        saved.inspect_err(|error| inner.note_failure(error))?;
+        let removed = inner.node.removals().chunks;
+        let gone = manifests.keys().chain(removed.keys());
+        let gone: Vec<(ChunkId, _)> = gone.map(|chunk| (*chunk, None)).collect();
+        inner.node.save_manifests(&gone).inspect_err(noted)?;
         let removed = {
             let mut replicas = inner.replicas();
             let known: Vec<ChunkId> = replicas.chunks();

@@ -1,4 +1,4 @@
-//! From recent rows to segments: the flush, and the thread that does it in the background.
+//! From recent rows to segments: the flush, and the thread that does it in the background, with all else that is due.
 //!
 //! The order is what makes a restart at any point neither lose nor double a row: segments into the chunk's file with
 //! how far it is flushed (one transaction), then the manifest, then the journal's rows go. A commit that is both in
@@ -67,6 +67,9 @@ pub(super) fn run_background(inner: &Inner) {
             if inner.memory.scarce() {
                 work(chunk, &|| flush_chunk(inner, chunk));
             }
+        }
+        if let Err(error) = inner.unlink_due() {
+            tracing::warn!("unlink removed chunks: {error}");
         }
         let purged = inner.replicas().with_deletes(inner.config.version_age, (inner.opened, now));
         for chunk in purged {

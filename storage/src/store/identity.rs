@@ -1,4 +1,4 @@
-//! `node.redb`: whose directory this is, and what its chunk files must at least hold.
+//! `node.redb`: whose directory this is, what its chunk files must at least hold, and which of them are on their way out.
 
 use std::{
     collections::BTreeMap,
@@ -6,8 +6,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use hypertide_proto::ids::{ChunkId, DiskId};
-use redb::{Database, ReadableDatabase, ReadableTable, TableError};
+use hypertide_proto::ids::{ChunkId, Csn, DiskId};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableError, WriteTransaction,
+};
+use serde::de::DeserializeOwned;
 
 use super::disk::{Disk, OpenError, OpenOptionsRedb, contain, failed, open_database, sync_dir};
 use super::held::Held;
@@ -28,10 +31,25 @@ pub(crate) struct NodeFile {
     database: Mutex<Option<Held>>,
     identity: Mutex<Identity>,
     manifest: Mutex<BTreeMap<ChunkId, Manifest>>,
+    removals: Mutex<Removals>,
     settled: bool,
 }
 
-type Rows = (Option<Identity>, BTreeMap<ChunkId, Manifest>);
+/// Chunks that the catalog has no more on this node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Removals {
+    /// Those that are kept for older snapshots, and the snapshot from which on the catalog has them no more.
+    pub(crate) chunks: BTreeMap<ChunkId, Csn>,
+    /// Before this snapshot, chunks that are not here may have been.
+    pub(crate) horizon: Csn,
+}
+
+#[derive(Default)]
+struct Rows {
+    identity: Option<Identity>,
+    manifest: BTreeMap<ChunkId, Manifest>,
+    removals: Removals,
+}
 
 impl NodeFile {
     /// Opens the file of `dir`, which keeps every other process out, or makes it.
@@ -58,7 +76,7 @@ impl NodeFile {
         }
         let read = read.map_err(|what| refusal(dir, OpenError::Damaged(what)))?;
         let read = read.map_err(failed("read node.redb"))?;
-        let (identity, manifest) = read.map_err(|error| refusal(dir, error))?;
+        let Rows { identity, manifest, removals } = read.map_err(|error| refusal(dir, error))?;
         if settled && identity.is_none() {
             return Err(refusal(dir, OpenError::Damaged("it holds no identity".into())));
         }
@@ -73,6 +91,7 @@ impl NodeFile {
             database: Mutex::new(Some(database)),
             identity: Mutex::new(identity.clone()),
             manifest: Mutex::new(manifest),
+            removals: Mutex::new(removals),
             settled,
         };
         if fresh {
@@ -107,17 +126,27 @@ impl NodeFile {
         lock(&self.identity).clone()
     }
 
-    /// Changes the identity, durably.
-    pub(crate) fn save_identity(&self, identity: Identity) -> Result<(), Error> {
-        let save = |database: &Database| -> Result<(), redb::Error> {
+    /// Writes, durably.
+    fn write(
+        &self,
+        action: &str,
+        work: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), Error> {
+        let write = |database: &Database| -> Result<(), redb::Error> {
             let txn = database.begin_write()?;
-            let body = tables::pack(&identity);
-            tables::put(&mut txn.open_table(tables::IDENTITY)?, tables::IDENTITY_KEY, &[&body])?;
+            work(&txn)?;
             txn.commit()?;
             Ok(())
         };
-        self.with(|database| {
-            save(database).map_err(failed("save the identity of the data directory"))
+        self.with(|database| write(database).map_err(failed(action)))
+    }
+
+    /// Changes the identity, durably.
+    pub(crate) fn save_identity(&self, identity: Identity) -> Result<(), Error> {
+        self.write("save the identity of the data directory", |txn| {
+            let body = tables::pack(&identity);
+            tables::put(&mut txn.open_table(tables::IDENTITY)?, tables::IDENTITY_KEY, &[&body])?;
+            Ok(())
         })?;
         *lock(&self.identity) = identity;
         Ok(())
@@ -131,31 +160,79 @@ impl NodeFile {
         lock(&self.manifest).clone()
     }
 
-    /// Notes, durably, what chunk files hold now; `None` for a file that is to be removed.
+    /// Notes, durably, what chunk files hold now; `None` for a file that is to be removed, and its chunk with it.
     pub(crate) fn save_manifests(&self, rows: &[(ChunkId, Option<Manifest>)]) -> Result<(), Error> {
-        let save = |database: &Database| -> Result<(), redb::Error> {
-            let txn = database.begin_write()?;
-            {
-                let mut table = txn.open_table(tables::MANIFEST)?;
-                for (chunk, row) in rows {
-                    let key = chunk.0.to_be_bytes();
-                    match row {
-                        Some(row) => tables::put(&mut table, &key, &[&tables::pack(row)])?,
-                        None => drop(table.remove(key.as_slice())?),
+        self.write("save the manifest of chunk files", |txn| {
+            let mut table = txn.open_table(tables::MANIFEST)?;
+            let mut removed = txn.open_table(tables::REMOVED)?;
+            for (chunk, row) in rows {
+                let key = chunk.0.to_be_bytes();
+                match row {
+                    Some(row) => tables::put(&mut table, &key, &[&tables::pack(row)])?,
+                    None => {
+                        table.remove(key.as_slice())?;
+                        removed.remove(key.as_slice())?;
                     }
                 }
             }
-            txn.commit()?;
             Ok(())
-        };
-        self.with(|database| save(database).map_err(failed("save the manifest of chunk files")))?;
-        let mut manifest = lock(&self.manifest);
+        })?;
+        let (mut manifest, mut removals) = (lock(&self.manifest), lock(&self.removals));
         for (chunk, row) in rows {
             match row {
                 Some(row) => drop(manifest.insert(*chunk, *row)),
-                None => drop(manifest.remove(chunk)),
+                None => {
+                    manifest.remove(chunk);
+                    removals.chunks.remove(chunk);
+                }
             }
         }
+        Ok(())
+    }
+
+    pub(crate) fn removals(&self) -> Removals {
+        lock(&self.removals).clone()
+    }
+
+    /// Before this snapshot, chunks that are not here may have been.
+    pub(crate) fn horizon(&self) -> Csn {
+        lock(&self.removals).horizon
+    }
+
+    /// Notes, durably, that the catalog has these chunks no more from a snapshot on; `None` for one that it has again.
+    pub(crate) fn save_removed(&self, rows: &[(ChunkId, Option<Csn>)]) -> Result<(), Error> {
+        self.write("save which chunks were removed", |txn| {
+            let mut table = txn.open_table(tables::REMOVED)?;
+            for (chunk, csn) in rows {
+                let key = chunk.0.to_be_bytes();
+                match csn {
+                    Some(csn) => tables::put(&mut table, &key, &[&tables::pack(csn)])?,
+                    None => drop(table.remove(key.as_slice())?),
+                }
+            }
+            Ok(())
+        })?;
+        let mut removals = lock(&self.removals);
+        for (chunk, csn) in rows {
+            match csn {
+                Some(csn) => drop(removals.chunks.insert(*chunk, *csn)),
+                None => drop(removals.chunks.remove(chunk)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes, durably, that chunks which are not here may have been before this snapshot. It never goes back.
+    pub(crate) fn raise_horizon(&self, horizon: Csn) -> Result<(), Error> {
+        if horizon <= self.horizon() {
+            return Ok(());
+        }
+        self.write("save from which snapshot on chunks can be read", |txn| {
+            let body = tables::pack(&horizon);
+            tables::put(&mut txn.open_table(tables::IDENTITY)?, tables::HORIZON_KEY, &[&body])?;
+            Ok(())
+        })?;
+        lock(&self.removals).horizon = horizon;
         Ok(())
     }
 }
@@ -195,33 +272,53 @@ fn refusal(dir: &Path, error: OpenError) -> Error {
 
 fn read_all(database: &Database) -> Result<Result<Rows, OpenError>, redb::Error> {
     let txn = database.begin_read()?;
-    let identity = match txn.open_table(tables::IDENTITY) {
-        Ok(table) => table.get(tables::IDENTITY_KEY)?,
-        Err(TableError::TableDoesNotExist(_)) => return Ok(Ok((None, BTreeMap::new()))),
+    let table = match txn.open_table(tables::IDENTITY) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Ok(Rows::default())),
         Err(error) => return Err(error.into()),
     };
-    let Some(identity) = identity else { return Ok(Ok((None, BTreeMap::new()))) };
+    let Some(identity) = table.get(tables::IDENTITY_KEY)? else {
+        return Ok(Ok(Rows::default()));
+    };
     let identity = match read_identity(identity.value()) {
         Ok(identity) => identity,
         Err(broken) => return Ok(Err(broken)),
     };
-    let mut manifest = BTreeMap::new();
-    match txn.open_table(tables::MANIFEST) {
-        Ok(table) => {
-            for row in table.iter()? {
-                let (key, value) = row?;
-                let chunk = key.value().try_into().ok().map(u64::from_be_bytes).map(ChunkId);
-                let row = tables::unpack::<Manifest>(key.value(), value.value());
-                let Some((chunk, row)) = chunk.zip(row) else {
-                    return Ok(Err(OpenError::Damaged("the manifest has wrong bytes".into())));
-                };
-                manifest.insert(chunk, row);
-            }
-        }
-        Err(TableError::TableDoesNotExist(_)) => {}
+    let wrong = |what: &str| Ok(Err(OpenError::Damaged(format!("{what} has wrong bytes"))));
+    let horizon = match table.get(tables::HORIZON_KEY)? {
+        Some(row) => tables::unpack(tables::HORIZON_KEY, row.value()),
+        None => Some(Csn(0)),
+    };
+    let Some(horizon) = horizon else { return wrong("the horizon") };
+    let Some(manifest) = read_chunks(&txn, tables::MANIFEST)? else {
+        return wrong("the manifest");
+    };
+    let Some(chunks) = read_chunks(&txn, tables::REMOVED)? else {
+        return wrong("the list of removed chunks");
+    };
+    let removals = Removals { chunks, horizon };
+    Ok(Ok(Rows { identity: Some(identity), manifest, removals }))
+}
+
+/// The rows of a table by chunk; `None` when one has wrong bytes.
+fn read_chunks<T: DeserializeOwned>(
+    txn: &ReadTransaction,
+    table: tables::Definition,
+) -> Result<Option<BTreeMap<ChunkId, T>>, redb::Error> {
+    let table = match txn.open_table(table) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Some(BTreeMap::new())),
         Err(error) => return Err(error.into()),
+    };
+    let mut rows = BTreeMap::new();
+    for row in table.iter()? {
+        let (key, value) = row?;
+        let chunk = key.value().try_into().ok().map(u64::from_be_bytes).map(ChunkId);
+        let row = tables::unpack::<T>(key.value(), value.value());
+        let Some((chunk, row)) = chunk.zip(row) else { return Ok(None) };
+        rows.insert(chunk, row);
     }
-    Ok(Ok((Some(identity), manifest)))
+    Ok(Some(rows))
 }
 
 fn read_identity(value: &[u8]) -> Result<Identity, OpenError> {

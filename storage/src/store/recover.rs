@@ -67,6 +67,10 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
     let whole = recovered.damaged.is_empty();
     restore_files(&mut replicas, &files, (&node, &recovered))?;
     let changes = replay(&mut replicas, recovered, &memory);
+    for (chunk, csn) in node.removals().chunks {
+        // How long ago that was is not known here: it stays as if it had been now.
+        replicas.set_removed(chunk, csn, Instant::now());
+    }
     if marked.is_some() {
         audit(&mut replicas, &files, &node)?;
         if whole {
@@ -96,7 +100,6 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
         rewriting: Rewriting::default(),
         opened: Instant::now(),
         stop: Stop::default(),
-        removed: Mutex::default(),
         counters: Arc::default(),
         closed: false.into(),
     })

@@ -131,7 +131,13 @@ impl Meta for Access {
             let access = vec![Member { access: 1, rpc: script.address.clone() }];
             let name = format!("d{}", rid.node.0);
             let cluster = CLUSTER.0.to_vec().into();
-            Ok(Response::new(RegisterReply { cluster, rid: Some(rid.into()), name, access }))
+            Ok(Response::new(RegisterReply {
+                cluster,
+                rid: Some(rid.into()),
+                name,
+                access,
+                csn: 100,
+            }))
         })
     }
 
@@ -147,7 +153,13 @@ impl Meta for Access {
             script.heartbeats.push(request);
             let access = vec![Member { access: 1, rpc: script.address.clone() }];
             let dropped = script.dropped.clone();
-            Ok(Response::new(HeartbeatReply { resync: false, access, leader: 1, dropped }))
+            Ok(Response::new(HeartbeatReply {
+                resync: false,
+                access,
+                leader: 1,
+                dropped,
+                dropped_csn: 1_000,
+            }))
         })
     }
 

@@ -1,8 +1,11 @@
 //! A store at work on a disk that remembers, and what it promised while it worked.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use hypertide_proto::{decision::Decision, ids::ChunkId};
+use hypertide_proto::{
+    decision::Decision,
+    ids::{ChunkId, Csn},
+};
 use hypertide_storage::{
     ChunkState, ChunkStore, CompressionSpec, Error, OrderBy, ScanRequest, StoreConfig,
 };
@@ -42,9 +45,12 @@ pub struct Promises {
     pub sent: BTreeMap<u64, (Position, Parts)>,
     pub acknowledged: BTreeMap<u64, Position>,
     pub ended: BTreeMap<u64, Ended>,
-    pub dropped: BTreeMap<u64, Asked<()>>,
+    /// With the snapshot from which on they are not asked for.
+    pub dropped: BTreeMap<u64, Asked<u64>>,
     /// Compressions and their undoings, by chunk.
     pub states: BTreeMap<u64, Vec<Asked<ChunkState>>>,
+    /// How long old versions are kept.
+    pub version_age: Duration,
     next_txn: u64,
     next_csn: u64,
     last: BTreeMap<u64, u64>,
@@ -75,6 +81,12 @@ impl Promises {
         sorted(left.map(|(_, row)| row.clone()).collect())
     }
 
+    /// Whether a chunk that a snapshot has may have been unlinked.
+    fn unlinked_after(&self, snapshot: u64, at: Position) -> bool {
+        let mut dropped = self.dropped.values().filter(|asked| asked.from <= at);
+        self.version_age.is_zero() && dropped.any(|asked| asked.what > snapshot)
+    }
+
     /// Whether a delete after the snapshot may have taken rows for good.
     fn may_be_too_old(&self, chunk: u64, snapshot: u64, at: Position) -> bool {
         self.ended.iter().any(|(id, ended)| {
@@ -93,12 +105,16 @@ pub fn sorted(mut rows: Vec<Row>) -> Vec<Row> {
 
 /// Nothing happens by itself, so that a seed names a run.
 pub fn quiet() -> StoreConfig {
-    let version_age = std::time::Duration::ZERO;
+    let version_age = Duration::ZERO;
     StoreConfig { background: false, version_age, ..config(Path::new("/data")) }
 }
 
 pub fn open(machine: &Machine) -> Result<Arc<ChunkStore>, Error> {
-    ChunkStore::open_on(quiet(), Arc::new(machine.clone()))
+    open_keeping(machine, Duration::ZERO)
+}
+
+fn open_keeping(machine: &Machine, version_age: Duration) -> Result<Arc<ChunkStore>, Error> {
+    ChunkStore::open_on(StoreConfig { version_age, ..quiet() }, Arc::new(machine.clone()))
 }
 
 /// A store, its disk, and what it promised.
@@ -112,8 +128,11 @@ pub struct Work {
 
 impl Work {
     pub fn new(machine: Machine, seed: u64) -> Result<Self, Error> {
-        let store = open(&machine)?;
-        let (promises, random) = (Promises::default(), Random(seed));
+        // One in three keeps what was removed for longer than it runs.
+        let version_age = Duration::from_secs(if seed.is_multiple_of(3) { 3600 } else { 0 });
+        let store = open_keeping(&machine, version_age)?;
+        let promises = Promises { version_age, ..Promises::default() };
+        let random = Random(seed);
         Ok(Self { machine, store, promises, random, chunks: vec![1, 2] })
     }
 
@@ -259,7 +278,7 @@ impl Work {
 
     fn reopen(&mut self) -> Result<(), Error> {
         self.store.close();
-        self.store = open(&self.machine)?;
+        self.store = open_keeping(&self.machine, self.promises.version_age)?;
         // What is pending is asked about, as a data node does it.
         for (txn, _) in self.store.pending(&[]) {
             if let Some(ended) = self.promises.ended.get(&txn.seq) {
@@ -281,11 +300,11 @@ impl Work {
         let next = self.chunks.iter().max().unwrap() + 1;
         self.chunks.retain(|known| *known != chunk);
         self.chunks.push(next);
-        let from = self.machine.log_len();
-        self.promises.dropped.insert(chunk, Asked { what: (), from, answered: None });
-        self.store.drop_chunks(&[ChunkId(chunk)])?;
+        let (from, what) = (self.machine.log_len(), self.promises.next_csn + 1);
+        self.promises.dropped.insert(chunk, Asked { what, from, answered: None });
+        self.store.drop_chunks(&[ChunkId(chunk)], Csn(what))?;
         let answered = Some(self.machine.log_len());
-        self.promises.dropped.insert(chunk, Asked { what: (), from, answered });
+        self.promises.dropped.insert(chunk, Asked { what, from, answered });
         Ok(())
     }
 }
@@ -304,7 +323,8 @@ pub enum Depth {
 /// Opens what a cut left, and compares it with what was promised before it. Gives the disk, used by the recovery.
 pub fn verify(image: &Image, promises: &Promises, at: Position, depth: Depth) -> Machine {
     let machine = Machine::new(image.clone());
-    let store = open(&machine).unwrap_or_else(|error| panic!("it does not open: {error}"));
+    let store = open_keeping(&machine, promises.version_age);
+    let store = store.unwrap_or_else(|error| panic!("it does not open: {error}"));
     assert_eq!(store.damaged(), [], "something is damaged");
     check_pending(&store, promises, at);
     check_rows(&store, promises, at);
@@ -321,12 +341,15 @@ pub fn verify(image: &Image, promises: &Promises, at: Position, depth: Depth) ->
             store.merge(report.chunk).unwrap();
             let report = store.compress(report.chunk, CompressionSpec::default()).unwrap();
             let rows = promises.rows(report.chunk.0, u64::MAX - 1, at).len() as u64;
-            assert_eq!((report.rows, report.recent_rows), (rows, 0), "{report:?}");
+            let exact = report.rows == rows;
+            // Deleted rows stay as long as old versions do.
+            let right = exact || report.rows > rows && !promises.version_age.is_zero();
+            assert!(right && report.recent_rows == 0, "{report:?} instead of {rows} rows");
         }
         check_rows(&store, promises, at);
         store.close();
         drop(store);
-        let store = open(&machine).unwrap();
+        let store = open_keeping(&machine, promises.version_age).unwrap();
         assert_eq!(store.damaged(), [], "something is damaged after another start");
         check_rows(&store, promises, at);
     }
@@ -365,7 +388,8 @@ fn check_own(store: &ChunkStore, promises: &Promises, (id, at): (u64, Position))
         let request = ScanRequest { own: Some(txn(id)), ..request(chunk, 0) };
         match read(store, request) {
             Err(Error::SnapshotTooOld { .. }) => {
-                assert!(promises.may_be_too_old(chunk, 0, at), "no delete took rows of {chunk}");
+                let old = promises.may_be_too_old(chunk, 0, at) || promises.unlinked_after(0, at);
+                assert!(old, "chunk {chunk} refuses snapshot 0");
             }
             found => assert_eq!(found.unwrap(), sorted(own.collect()), "own rows of {id}"),
         }
@@ -380,26 +404,60 @@ fn check_rows(store: &ChunkStore, promises: &Promises, at: Position) {
         promises.sent.values().flat_map(|(_, parts)| parts.iter().map(|part| part.0)).collect();
     for chunk in 1..=chunks.into_iter().max().unwrap_or(0) {
         let dropped = promises.dropped.get(&chunk).filter(|asked| asked.from <= at);
-        match dropped.map(|asked| asked.answered.is_some_and(|answered| answered <= at)) {
-            Some(true) => {
-                assert_eq!(store.report(&[ChunkId(chunk)]), [], "chunk {chunk} was dropped");
-            }
-            Some(false) => {}
-            None => {
-                for snapshot in [u64::MAX - 1, last / 2] {
-                    let expected = promises.rows(chunk, snapshot, at);
-                    let found = match read(store, request(chunk, snapshot)) {
-                        Err(Error::SnapshotTooOld { .. }) => {
-                            let old = promises.may_be_too_old(chunk, snapshot, at);
-                            assert!(old, "chunk {chunk} refuses snapshot {snapshot}");
-                            continue;
-                        }
-                        found => found.unwrap(),
-                    };
-                    assert_eq!(found.len(), expected.len(), "chunk {chunk} at {snapshot}");
-                    assert_eq!(found, expected, "chunk {chunk} at {snapshot}");
+        if let Some(dropped) = dropped {
+            check_dropped(store, promises, (chunk, at), dropped);
+            continue;
+        }
+        for snapshot in [u64::MAX - 1, last / 2] {
+            let expected = promises.rows(chunk, snapshot, at);
+            let found = match read(store, request(chunk, snapshot)) {
+                Err(Error::SnapshotTooOld { .. }) => {
+                    let old = promises.may_be_too_old(chunk, snapshot, at);
+                    // Of a chunk without rows nobody knows any more that it is not one of those unlinked.
+                    let unknown = expected.is_empty() && promises.unlinked_after(snapshot, at);
+                    assert!(old || unknown, "chunk {chunk} refuses snapshot {snapshot}");
+                    continue;
                 }
+                found => found.unwrap(),
+            };
+            assert_eq!(found.len(), expected.len(), "chunk {chunk} at {snapshot}");
+            assert_eq!(found, expected, "chunk {chunk} at {snapshot}");
+        }
+    }
+}
+
+/// A chunk that was dropped is read whole, or not at all, by those who may ask for it.
+fn check_dropped(
+    store: &ChunkStore,
+    promises: &Promises,
+    (chunk, at): (u64, Position),
+    dropped: &Asked<u64>,
+) {
+    let answered = dropped.answered.is_some_and(|answered| answered <= at);
+    if answered {
+        assert_eq!(store.report(&[ChunkId(chunk)]), [], "chunk {chunk} was dropped");
+        let kept = store.removed().contains(&ChunkId(chunk));
+        let known = promises
+            .sent
+            .values()
+            .any(|(sent, parts)| *sent <= dropped.from && parts.iter().any(|part| part.0 == chunk));
+        // What never held a row that counts may have left no trace.
+        let keeps = !promises.version_age.is_zero() && known;
+        assert!(!kept || !promises.version_age.is_zero(), "chunk {chunk} is still kept");
+        let rows = promises.rows(chunk, dropped.what - 1, at);
+        assert!(kept || !keeps || rows.is_empty(), "chunk {chunk} is not kept");
+    }
+    for snapshot in [dropped.what - 1, dropped.what / 2] {
+        match read(store, request(chunk, snapshot)) {
+            Ok(found) => {
+                assert_eq!(found, promises.rows(chunk, snapshot, at), "dropped chunk {chunk}");
             }
+            Err(Error::SnapshotTooOld { .. }) => {
+                let old = promises.may_be_too_old(chunk, snapshot, at);
+                let gone = promises.version_age.is_zero();
+                assert!(old || gone, "dropped chunk {chunk} refuses snapshot {snapshot}");
+            }
+            Err(error) => panic!("dropped chunk {chunk} at {snapshot}: {error}"),
         }
     }
 }

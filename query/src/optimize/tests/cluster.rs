@@ -59,6 +59,7 @@ pub(super) fn soon() -> Instant {
 /// A data node with its server.
 pub(super) struct Data {
     pub(super) node: Arc<DataNode>,
+    rpc: String,
     server: JoinHandle<()>,
 }
 
@@ -73,7 +74,9 @@ impl Data {
 pub(super) struct Cluster {
     pub(super) engine: Arc<Engine>,
     pub(super) data: BTreeMap<String, Data>,
-    _dir: TempDir,
+    access: String,
+    version_age: Duration,
+    dir: TempDir,
 }
 
 async fn bind() -> (TcpListener, String) {
@@ -92,6 +95,11 @@ fn serve(listener: TcpListener, routes: Routes) -> JoinHandle<()> {
 impl Cluster {
     /// A cluster of data nodes `d1` to `dN`.
     pub(super) async fn start(nodes: usize) -> Self {
+        Self::start_keeping(nodes, Duration::from_secs(60)).await
+    }
+
+    /// As [`Cluster::start`]; data nodes keep old versions for so long.
+    pub(super) async fn start_keeping(nodes: usize, version_age: Duration) -> Self {
         let dir = TempDir::new().expect("a temporary directory");
         let channels = Channels::default();
         let (listener, access) = bind().await;
@@ -109,14 +117,44 @@ impl Cluster {
         serve(listener, meta.routes());
         init_cluster(&channels, std::slice::from_ref(&access), soon()).await.expect("it forms");
         tokio::time::timeout(PATIENCE, meta.ready()).await.expect("soon").expect("ready");
-        let mut data = BTreeMap::new();
-        for number in 1..=nodes {
-            let name = format!("d{number}");
-            let node = start_data(&dir, &name, &access, &channels).await;
-            data.insert(name, node);
-        }
         let engine = Engine::new(meta, channels, EngineConfig::default()).expect("it is made");
-        Self { engine, data, _dir: dir }
+        let mut cluster = Self { engine, data: BTreeMap::new(), access, version_age, dir };
+        for number in 1..=nodes {
+            cluster.start_data(&format!("d{number}"), bind().await).await;
+        }
+        cluster
+    }
+
+    async fn start_data(&mut self, name: &str, place: (TcpListener, String)) {
+        let (listener, rpc) = place;
+        let channels = self.engine.channels.clone();
+        let dir = self.dir.path().join(name);
+        let version_age = self.version_age;
+        let config = NodeConfig {
+            store: StoreConfig { space_reserve_bytes: 0, version_age, ..StoreConfig::new(dir) },
+            name: name.to_owned(),
+            access: vec![self.access.clone()],
+            rpc: rpc.clone(),
+            http: "127.0.0.1:1".to_owned(),
+            channels: channels.clone(),
+        };
+        let node = DataNode::start(config).await.expect("it starts");
+        let fragments = FragmentService::new(Arc::clone(&node), channels, 256 << 20);
+        let server = serve(listener, fragments.expect("it is made").routes());
+        tokio::time::timeout(PATIENCE, node.ready()).await.expect("soon").expect("ready");
+        self.data.insert(name.to_owned(), Data { node, rpc, server });
+    }
+
+    /// Stops a data node and starts it anew, where it was.
+    pub(super) async fn restart(&mut self, name: &str) {
+        let Data { node, rpc, server } = self.data.remove(name).expect("it runs");
+        server.abort();
+        // It is gone, and with it whoever listens.
+        server.await.expect_err("it does not end by itself");
+        node.shutdown().await;
+        drop(node);
+        let listener = TcpListener::bind(&rpc).await.expect("the port is free again");
+        self.start_data(name, (listener, rpc)).await;
     }
 
     async fn propose(&self, command: Command) -> Outcome {
@@ -284,23 +322,6 @@ impl Cluster {
         let rows = collect(Arc::clone(&plan), context).await;
         Ok(Answer { plan, rows: rows.map_err(|error| error.strip_backtrace())? })
     }
-}
-
-async fn start_data(dir: &TempDir, name: &str, access: &str, channels: &Channels) -> Data {
-    let (listener, rpc) = bind().await;
-    let config = NodeConfig {
-        store: StoreConfig { space_reserve_bytes: 0, ..StoreConfig::new(dir.path().join(name)) },
-        name: name.to_owned(),
-        access: vec![access.to_owned()],
-        rpc,
-        http: "127.0.0.1:1".to_owned(),
-        channels: channels.clone(),
-    };
-    let node = DataNode::start(config).await.expect("it starts");
-    let fragments = FragmentService::new(Arc::clone(&node), channels.clone(), 256 << 20);
-    let server = serve(listener, fragments.expect("it is made").routes());
-    tokio::time::timeout(PATIENCE, node.ready()).await.expect("soon").expect("ready");
-    Data { node, server }
 }
 
 /// How a test cuts a table.

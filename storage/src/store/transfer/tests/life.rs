@@ -230,3 +230,49 @@ fn copies_that_come_while_a_chunk_is_rewritten_are_not_lost() {
     assert_eq!(all(&again), all(&source), "after a restart");
     assert_eq!(standing(&again), standing(&source));
 }
+
+#[test]
+fn a_replica_that_was_removed_comes_back_from_where_it_was() {
+    let dirs: Vec<TempDir> = (0..2).map(|_| tempfile::tempdir().expect("makes")).collect();
+    let stores: Vec<_> = dirs.iter().map(|dir| on_files(dir.path())).collect();
+    let [source, moved] = stores.as_slice() else { panic!("they are two") };
+    for store in [source, moved] {
+        write_rows(store, 1..=2);
+        store.flush(&[]).expect("flushes");
+        write_rows(store, 3..=3);
+    }
+    moved.drop_chunks(&[CHUNK], Csn(35)).expect("is removed");
+    write_rows(source, 4..=5);
+    assert_eq!(seen(moved, 34), seen(source, 34), "those from before read on");
+    moved.take_back(CHUNK).expect("is taken back");
+    assert!(!catch_up(moved, source), "what was missed is enough");
+    assert!(moved.removed().is_empty());
+    assert_eq!(state(moved), state(source));
+    assert_eq!(moved.report(&[]).len(), 1);
+    moved.close();
+    let again = on_files(dirs[1].path());
+    assert!(again.removed().is_empty(), "it is here to stay");
+    assert_eq!(state(&again), state(source));
+}
+
+#[test]
+fn a_chunk_without_rows_comes_back() {
+    let dir = tempfile::tempdir().expect("makes");
+    let store = on_files(dir.path());
+    prepare(&store, 1, batch::encode(&rows(1, 5)).expect("encodes")).expect("is journaled");
+    store.decide(&[Decision { txn: txn(1), fate: Fate::Aborted }]).expect("is decided");
+    store.drop_chunks(&[CHUNK], Csn(35)).expect("is removed");
+    let scan = |snapshot| {
+        let columns = rows(0, 0).schema();
+        let predicate = Predicate::default();
+        store
+            .scan(ScanRequest { chunk: CHUNK, snapshot, own: None, columns, predicate })
+            .map(|_| ())
+    };
+    let refused = scan(Csn(40)).expect_err("it was removed before");
+    assert!(matches!(refused, Error::Removed(CHUNK)), "{refused}");
+    store.take_back(CHUNK).expect("is taken back");
+    assert_eq!(seen(&store, 40), (0, 0));
+    write(&store, 5, 0, &rows(5, 10));
+    assert_eq!(seen(&store, 50).0, 10);
+}
