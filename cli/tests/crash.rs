@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use cluster::{Cluster, LIMIT};
+use cluster::{Cluster, LIMIT, text};
 use futures::SinkExt;
 use tokio_postgres::{Client, NoTls};
 
@@ -34,11 +34,18 @@ fn statement_rows(statement: u64) -> String {
 }
 
 async fn prepare(cluster: &Cluster) {
+    prepare_replicated(cluster, 1).await;
+}
+
+async fn prepare_replicated(cluster: &Cluster, replicas: u16) {
     let client = cluster.connect("a1").await;
     let create = "CREATE TABLE events (time timestamptz NOT NULL, source text NOT NULL, statement bigint, n bigint)";
     client.batch_execute(create).await.expect("the table can be made");
-    let distribute = "SELECT * FROM create_distributed_hypertable('events', 'time', 'source', number_partitions => 4)";
-    client.batch_execute(distribute).await.expect("it can be distributed");
+    let distribute = format!(
+        "SELECT * FROM create_distributed_hypertable('events', 'time', 'source', number_partitions => 4, \
+         replication_factor => {replicas})"
+    );
+    client.batch_execute(&distribute).await.expect("it can be distributed");
 }
 
 /// One COPY, which may fail or hang at any point.
@@ -278,4 +285,96 @@ async fn another_access_node_answers_when_the_leader_is_gone() {
     let nodes = status["nodes"].as_array().expect("it is a list");
     let gone = nodes.iter().find(|node| node["name"] == old.as_str()).expect("it is listed");
     assert_eq!(gone["state"], "down");
+}
+
+/// Something that happens to the bytes of a file.
+type Harm = fn(&mut Vec<u8>);
+
+/// Kills a data node and harms its journal before it starts again.
+fn harm_journal(cluster: &Cluster, victim: &str, harm: Harm) -> Vec<u8> {
+    cluster.verb("kill", &[victim]);
+    let journal = cluster.dir().join(victim).join("journal.redb");
+    let mut bytes = std::fs::read(&journal).expect("it has a journal");
+    harm(&mut bytes);
+    std::fs::write(&journal, &bytes).expect("it can be written");
+    cluster.verb("restart", &[victim]);
+    all_up(cluster);
+    bytes
+}
+
+/// Journals that were put aside at a node.
+fn journals_aside(cluster: &Cluster, node: &str) -> Vec<Vec<u8>> {
+    let aside = std::fs::read_dir(cluster.dir().join(node).join("aside"));
+    let places = aside.into_iter().flatten().flatten();
+    let files = places.flat_map(|place| std::fs::read_dir(place.path()).into_iter().flatten());
+    let journals = files.flatten().map(|file| file.path());
+    let journals = journals.filter(|path| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| name.starts_with("journal-"))
+    });
+    journals.map(|path| std::fs::read(path).expect("it can be read")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_node_whose_journal_is_damaged_is_rebuilt_from_the_others() {
+    let cluster = Cluster::start(1, 3);
+    prepare_replicated(&cluster, 2).await;
+    let harms: [(&str, Harm); 4] = [
+        ("d1", |bytes| bytes.truncate(22_641)),
+        ("d2", |bytes| bytes[..4096].fill(0x5a)),
+        ("d3", |bytes| bytes[4096..].fill(0)),
+        ("d1", |bytes| bytes.clear()),
+    ];
+    let writer = Writer::new(&cluster);
+    let writing = tokio::spawn(writer.clone().run());
+    for (victim, harm) in harms {
+        writer.more(ACKNOWLEDGED_MIN).await;
+        let harmed = tokio::task::block_in_place(|| {
+            let harmed = harm_journal(&cluster, victim, harm);
+            cluster.wait_whole();
+            harmed
+        });
+        assert_eq!(journals_aside(&cluster, victim), [harmed], "what is left is kept");
+        assert!(cluster.log_of(victim).contains("the journal in"), "the loss is told");
+        writer.more(ACKNOWLEDGED_MIN).await;
+    }
+    writer.stop.store(true, Ordering::Release);
+    writing.await.expect("the writer does not panic");
+    check(&cluster, &writer.acknowledged()).await;
+    tokio::task::block_in_place(|| {
+        cluster.wait_whole();
+        cluster.check_chunks();
+    });
+    assert!(!cluster.log_of("a1").contains("is lost"), "nothing is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_one_replica_a_damaged_journal_is_a_loss_that_is_told() {
+    let cluster = Cluster::start(1, 2);
+    prepare(&cluster).await;
+    let client = cluster.connect("a1").await;
+    for statement in 1..=3 {
+        copy(&client, statement).await.expect("the cluster is whole");
+    }
+    let status = tokio::task::block_in_place(|| {
+        harm_journal(&cluster, "d1", |bytes| bytes.truncate(22_641));
+        cluster.wait_for("damaged chunks", |status| status["chunks"]["damaged"].as_u64() > Some(0))
+    });
+    let damaged = status["chunks"]["damaged"].as_u64().expect("it is a number");
+    let log = cluster.log_of("a1");
+    let told = log.lines().filter(|line| line.contains(" ERROR ") && line.contains("is lost"));
+    let told: Vec<&str> = told.collect();
+    assert_eq!(told.len() as u64, damaged, "{told:?}");
+    let name = told[0].split_whitespace().find(|word| word.contains("_dist_hyper_"));
+    let name = name.expect("it names the chunk");
+    // Nobody counts what is left as if it were all.
+    let refused =
+        client.query("SELECT count(*) FROM events", &[]).await.expect_err("rows are gone");
+    let refused = refused.as_db_error().expect("the server says so");
+    assert!(refused.message().contains("has no replica that can be read"), "{refused}");
+    let check = cluster.run(&["chunk", "check", "--all"]);
+    assert!(!check.status.success() && text(&check.stdout).contains(name), "{check:?}");
+    // What lies elsewhere is read on, and new rows find a place.
+    copy(&client, 4).await.expect("rows are taken in");
 }

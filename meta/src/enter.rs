@@ -11,12 +11,12 @@ use std::{
 
 use hypertide_proto::{
     error::{Code, RpcError},
-    ids::{ChunkId, DiskId, Rid},
+    ids::{ChunkId, Csn, DiskId, Rid},
     wire::meta::RegisterRequest,
 };
 
 use crate::{
-    catalog::{Catalog, Command, DataNode, Outcome},
+    catalog::{Catalog, Chunk, ChunkState, Command, DataNode, Outcome},
     fleet::seen_chunk,
     node::{CatalogWriter, MetaNode},
     reconcile::plan::SeenChunk,
@@ -57,15 +57,31 @@ pub(crate) async fn admit(
     }
     let reset = Command::NodeReset { rid: rid_known, disk };
     let (index, answer) = node.propose(reset, deadline).await?;
-    node.applied(index, deadline).await?;
+    let after = node.applied(index, deadline).await?;
     match answer {
         Ok(Outcome::Data(data)) => {
             let (name, new) = (&data.name, data.rid);
             tracing::warn!("data node {name} is {new} now, {rid_known} before: {why}");
+            for chunk in lost(&after.catalog, &image.catalog, rid_known) {
+                let (id, last) = (chunk.id, chunk.last_csn);
+                let kept = held.get(&id).copied().unwrap_or_default().csn;
+                tracing::error!(
+                    "chunk {} ({id}) is lost: no other replica has all of it, {name} has its commits up to {kept} \
+                     put aside, and those up to {last} are gone",
+                    chunk.name
+                );
+            }
             Ok(Some(new))
         }
         other => Err(RpcError::new(Code::Unavailable, format_args!("not reset: {other:?}"))),
     }
+}
+
+/// Chunks that nobody holds now that a disk is gone.
+fn lost<'a>(after: &'a Catalog, before: &'a Catalog, rid: Rid) -> impl Iterator<Item = &'a Chunk> {
+    let held = move |id| before.chunk(id).is_some_and(|chunk| chunk.has_member(rid));
+    let damaged = after.chunks().filter(|chunk| chunk.state == ChunkState::Damaged);
+    damaged.filter(move |chunk| held(chunk.id) && chunk.last_csn > Csn(0))
 }
 
 /// The node that a newcomer says to be: by its rid, or by its name.
@@ -89,7 +105,7 @@ fn missing(catalog: &Catalog, rid: Rid, held: &BTreeMap<ChunkId, SeenChunk>) -> 
 
 #[cfg(test)]
 mod tests {
-    use hypertide_proto::ids::{AccessId, Boot, Csn, Epoch, TableId, TxnId};
+    use hypertide_proto::ids::{AccessId, Boot, Epoch, TableId, TxnId};
 
     use super::*;
     use crate::catalog::{Changes, CommitPart, CommitRecord};

@@ -13,7 +13,7 @@
 
 use std::{
     collections::VecDeque,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -30,7 +30,11 @@ use tokio::sync::oneshot;
 use crate::{
     Error,
     store::{
-        disk::{Disk, OpenError, OpenOptionsRedb, contain, failed, open_database, sync_dir},
+        disk::{
+            Disk, Health, OpenError, OpenOptionsRedb, contain, failed, open_database, open_watched,
+            sync_dir,
+        },
+        handle::is_damage,
         held::Held,
         poison::Poison,
     },
@@ -119,6 +123,15 @@ pub(crate) struct Opened {
     pub(crate) recovered: Recovered,
 }
 
+/// What was found where a journal should be.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A journal. Parts of it may have wrong bytes, and say so.
+    Journal(Opened),
+    /// Nothing that tells which rows it held, and why.
+    Lost(String),
+}
+
 impl Opened {
     /// Opens the journal of `disk_id` in `dir` and reads all of it.
     ///
@@ -126,35 +139,72 @@ impl Opened {
     pub(crate) fn read(
         disk: &dyn Disk,
         dir: &Path,
-        disk_id: DiskId,
-        settled: bool,
-    ) -> Result<Self, Error> {
+        (disk_id, settled): (DiskId, bool),
+    ) -> Result<Found, Error> {
         let path = dir.join(NAME);
         let shown = path.display();
-        let lost = |why: &str| {
-            Error::Identity(format!("{shown} is not the journal of this data directory: {why}"))
-        };
         let size = disk.size(&path).map_err(failed(format_args!("look for {shown}")))?;
         if size.is_none() && !settled {
-            let database = make(disk, dir, disk_id)?;
-            return Ok(Self { database, recovered: Recovered::default() });
+            return Self::make(disk, dir, disk_id).map(Found::Journal);
         }
         if size.unwrap_or(0) == 0 {
-            return Err(lost("the file is missing or empty"));
+            return Ok(Found::Lost("the file is missing or empty".into()));
         }
-        let (database, wrong) = open_verified(disk, &path)?;
+        let health = Arc::default();
+        let (database, wrong) = match open_verified(disk, &path, &health) {
+            Ok(opened) => opened,
+            Err(OpenError::Damaged(what)) => return Ok(Found::Lost(what)),
+            Err(error) => return Err(refusal(&path, error)),
+        };
         let read = contain(|| read_all(&database, disk_id));
-        let read = read.inspect_err(|_| database.distrust());
-        let read = read.map_err(|what| refusal(&path, OpenError::Damaged(what)))?;
-        let recovered = read.inspect_err(|_| database.distrust());
-        let recovered = recovered.map_err(failed(format_args!("read {shown}")))?;
-        let recovered = recovered.ok_or_else(|| lost("it carries another disk's id"))?;
+        if !matches!(read, Ok(Ok(Read::All(_)))) {
+            database.distrust();
+        }
+        let recovered = match read {
+            Ok(Ok(Read::All(recovered))) => recovered,
+            Ok(Ok(Read::Unsigned)) => {
+                return Ok(Found::Lost("it does not say whose it is".into()));
+            }
+            Ok(Ok(Read::Foreign)) => {
+                return Err(Error::Identity(format!(
+                    "{shown} is not the journal of this data directory: it carries another disk's id"
+                )));
+            }
+            Ok(Err(error)) if is_damage(&error, health.ailment()) => {
+                return Ok(Found::Lost(error.to_string()));
+            }
+            Ok(Err(error)) => return Err(failed(format_args!("read {shown}"))(error)),
+            Err(what) => return Ok(Found::Lost(what)),
+        };
         if let Some(wrong) = wrong.filter(|_| recovered.damaged.is_empty()) {
             // No row is wrong, so that it is unknown which rows are missing.
             database.distrust();
-            return Err(refusal(&path, OpenError::Damaged(wrong)));
+            return Ok(Found::Lost(wrong));
         }
-        Ok(Self { database, recovered })
+        Ok(Found::Journal(Self { database, recovered }))
+    }
+
+    /// Makes the journal of a disk, where there is none.
+    pub(crate) fn make(disk: &dyn Disk, dir: &Path, disk_id: DiskId) -> Result<Self, Error> {
+        Ok(Self { database: make(disk, dir, disk_id)?, recovered: Recovered::default() })
+    }
+
+    /// Moves what is left of a disk's journal to another directory, for whoever wants to look into it; where it is then.
+    pub(crate) fn put_aside(
+        disk: &dyn Disk,
+        (dir, place): (&Path, &Path),
+        disk_id: DiskId,
+    ) -> Result<PathBuf, Error> {
+        let (path, kept) = (dir.join(NAME), place.join(format!("journal-{disk_id}.redb")));
+        let shown = path.display();
+        let size = disk.size(&path).map_err(failed(format_args!("look for {shown}")))?;
+        if size.is_some() {
+            let moved = disk.rename(&path, &kept);
+            moved.map_err(failed(format_args!("put {shown} aside")))?;
+            sync_dir(disk, place)?;
+            sync_dir(disk, dir)?;
+        }
+        Ok(kept)
     }
 
     /// Starts the writer. `durable` is told of the transactions whose decisions are on disk now.
@@ -315,17 +365,22 @@ fn write(database: &Database, group: &[Entry]) -> Result<(), redb::Error> {
 
 /// Opens a journal with all its checksums verified, as it will be read whole anyway. Where they are wrong it is opened
 /// nevertheless, together with what is wrong: its rows carry checksums of their own, and tell which chunks are hit.
-fn open_verified(disk: &dyn Disk, path: &Path) -> Result<(Held, Option<String>), Error> {
-    let open =
-        |verify| open_database(disk, path, OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify });
+fn open_verified(
+    disk: &dyn Disk,
+    path: &Path,
+    health: &Arc<Health>,
+) -> Result<(Held, Option<String>), OpenError> {
+    let open = |verify| {
+        let options = OpenOptionsRedb { cache_bytes: CACHE_BYTES, verify };
+        open_watched(disk, path, options, Arc::clone(health))
+    };
     match open(true) {
         Ok(database) => Ok((database, None)),
         Err(OpenError::Damaged(what)) => {
             tracing::error!("{}: {what}", path.display());
-            let database = open(false).map_err(|error| refusal(path, error))?;
-            Ok((database, Some(what)))
+            open(false).map(|database| (database, Some(what)))
         }
-        Err(error) => Err(refusal(path, error)),
+        Err(error) => Err(error),
     }
 }
 
@@ -362,19 +417,30 @@ fn refusal(path: &Path, error: OpenError) -> Error {
     }
 }
 
-/// All records; `None` when the journal is another disk's.
-fn read_all(database: &Database, disk: DiskId) -> Result<Option<Recovered>, redb::Error> {
+/// What a journal turned out to be.
+enum Read {
+    All(Recovered),
+    /// Another disk's.
+    Foreign,
+    /// Its name has wrong bytes.
+    Unsigned,
+}
+
+/// All records.
+fn read_all(database: &Database, disk: DiskId) -> Result<Read, redb::Error> {
     let txn = database.begin_read()?;
     let identity = match txn.open_table(tables::IDENTITY) {
         Ok(table) => table,
-        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Read::Unsigned),
         Err(error) => return Err(error.into()),
     };
     let stamped = identity.get(tables::IDENTITY_KEY)?;
-    let stamped =
-        stamped.as_ref().and_then(|row| tables::unframe(tables::IDENTITY_KEY, row.value()));
-    if stamped != Some(&disk.0) {
-        return Ok(None);
+    let stamped = stamped.as_ref();
+    let stamped = stamped.and_then(|row| tables::unframe(tables::IDENTITY_KEY, row.value()));
+    match stamped {
+        None => return Ok(Read::Unsigned),
+        Some(stamped) if *stamped != disk.0 => return Ok(Read::Foreign),
+        Some(_) => {}
     }
     let mut recovered = Recovered::default();
     match txn.open_table(tables::PARTS) {
@@ -389,7 +455,7 @@ fn read_all(database: &Database, disk: DiskId) -> Result<Option<Recovered>, redb
                 return Err(StorageError::Corrupted("the journal lacks parts".into()).into());
             }
         }
-        Err(TableError::TableDoesNotExist(_)) => return Ok(Some(recovered)),
+        Err(TableError::TableDoesNotExist(_)) => return Ok(Read::All(recovered)),
         Err(error) => return Err(error.into()),
     }
     for row in txn.open_table(tables::DECISIONS)?.iter()? {
@@ -401,7 +467,7 @@ fn read_all(database: &Database, disk: DiskId) -> Result<Option<Recovered>, redb
             None => tracing::warn!("a decision in the journal has wrong bytes"),
         }
     }
-    Ok(Some(recovered))
+    Ok(Read::All(recovered))
 }
 
 impl Recovered {

@@ -173,6 +173,8 @@ pub(crate) struct Inner {
     opened: Instant,
     stop: Stop,
     pub(crate) counters: Arc<Counters>,
+    /// The journal was lost: rows are missing, and nobody may read the rest as if it were whole.
+    renewed: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -260,6 +262,10 @@ impl ChunkStore {
         let inner = &self.inner;
         let chunk = request.chunk;
         let deadline = Instant::now() + SCAN_PATIENCE;
+        if inner.renewed.load(Ordering::Acquire) {
+            let what = "the journal of this disk was lost, and the cluster does not know it yet";
+            return Err(Error::Identity(what.into()));
+        }
         loop {
             inner.check_open()?;
             if let Some(what) = inner.replicas().damage(chunk) {

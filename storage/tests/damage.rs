@@ -154,6 +154,59 @@ async fn flipped_bits_of_the_journal_are_noticed() {
     );
 }
 
+/// A journal of which nothing can be told any more, in several ways.
+#[tokio::test]
+async fn a_lost_journal_is_kept_aside_and_the_directory_becomes_another_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ChunkStore::open(config(dir.path())).unwrap();
+    let rows = rows_of(1, 100);
+    store.prepare(txn(1), vec![part(1, 0, &rows)]).await.unwrap();
+    store.decide(&[commit(1, 10, &[(1, 0)])]).unwrap();
+    store.flush(&[]).unwrap();
+    store.prepare(txn(2), vec![part(1, 0, &rows)]).await.unwrap();
+    store.prepare(txn(2), vec![part(3, 0, &rows)]).await.unwrap();
+    store.decide(&[commit(2, 20, &[(1, 10), (3, 0)])]).unwrap();
+    store.close();
+    drop(store);
+    type Harm = fn(&mut Vec<u8>);
+    let harms: [(&str, Harm); 5] = [
+        ("its beginning", |bytes| bytes[..4096].fill(0x5a)),
+        ("its end", |bytes| bytes.truncate(22_641)),
+        ("all but its beginning", |bytes| bytes[4096..].fill(0)),
+        ("all", |bytes| bytes.clear()),
+        ("every page a little", |bytes| {
+            bytes.chunks_mut(4096).for_each(|page| page[0] ^= 0xff);
+        }),
+    ];
+    for (what, harm) in harms {
+        let copy = tempfile::tempdir().unwrap();
+        for file in ["node.redb", "journal.redb", "chunks/1.redb"] {
+            fs::create_dir_all(copy.path().join("chunks")).unwrap();
+            fs::copy(dir.path().join(file), copy.path().join(file)).unwrap();
+        }
+        let journal = copy.path().join("journal.redb");
+        let mut bytes = fs::read(&journal).unwrap();
+        harm(&mut bytes);
+        fs::write(&journal, &bytes).unwrap();
+        let store = ChunkStore::open(config(copy.path()));
+        let store = store.unwrap_or_else(|error| panic!("{what} is wrong: {error}"));
+        // Neither the chunk whose newer rows are gone nor the one of which nothing is left is read as if it were whole.
+        for chunk in [1, 3] {
+            let refused = read(&store, request(chunk, 99)).unwrap_err();
+            assert!(matches!(refused, Error::Identity(_)), "{what} is wrong: {refused}");
+        }
+        store.close();
+        drop(store);
+        let aside = fs::read_dir(copy.path().join("aside")).unwrap().next().unwrap().unwrap();
+        let kept = fs::read_dir(aside.path()).unwrap().next().unwrap().unwrap();
+        assert!(kept.file_name().to_str().unwrap().starts_with("journal-"), "{kept:?}");
+        assert_eq!(fs::read(kept.path()).unwrap(), bytes, "{what} is wrong, as evidence");
+        // From then on it starts as any other.
+        ChunkStore::open(config(copy.path())).unwrap().close();
+        assert_eq!(fs::read_dir(aside.path()).unwrap().count(), 1);
+    }
+}
+
 #[tokio::test]
 async fn wrong_directories_are_refused_in_words() {
     let dir = tempfile::tempdir().unwrap();
@@ -171,8 +224,6 @@ async fn wrong_directories_are_refused_in_words() {
     let own = fs::read(&journal).unwrap();
     fs::copy(other.path().join("journal.redb"), &journal).unwrap();
     assert!(refusal(dir.path()).contains("carries another disk's id"));
-    fs::remove_file(&journal).unwrap();
-    assert!(refusal(dir.path()).contains("the file is missing or empty"));
     fs::write(&journal, own).unwrap();
     let node = dir.path().join("node.redb");
     let own = fs::read(&node).unwrap();
@@ -401,6 +452,8 @@ fn survive(image: &Image, whole: &Populated, (what, files): (&str, &[PathBuf])) 
                 assert!(concerned, "{what}: chunk {chunk} suffers for another");
                 noticed = true;
             }
+            // The journal is lost: the directory counts as empty.
+            Err(Error::Identity(_)) if journal => noticed = true,
             Err(error) => panic!("{what}: {error}"),
         }
     }

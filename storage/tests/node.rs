@@ -228,6 +228,46 @@ async fn a_disk_under_a_new_incarnation_serves_nothing_of_before() {
 }
 
 #[tokio::test]
+async fn a_node_whose_journal_is_lost_registers_as_another_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let access = access_node().await;
+    let (node, _) = data_node(dir.path(), "d3", &[&access]).await;
+    node.ready().await.unwrap();
+    node.store().prepare(txn(1), vec![part(5, 0, &rows_of(1, 20))]).await.unwrap();
+    node.store().decide(&[commit(1, 70, &[(5, 0)])]).unwrap();
+    node.store().flush(&[]).unwrap();
+    node.store().prepare(txn(2), vec![part(5, 0, &rows_of(2, 20))]).await.unwrap();
+    node.shutdown().await;
+    drop(node);
+    let journal = dir.path().join("journal.redb");
+    let mut bytes = std::fs::read(&journal).unwrap();
+    bytes[..512].fill(7);
+    std::fs::write(&journal, &bytes).unwrap();
+    let (node, rpc) = data_node(dir.path(), "d3", &[&access]).await;
+    node.ready().await.unwrap();
+    assert_eq!(node.membership().unwrap().rid, Rid { incarnation: Incarnation(2), ..RID });
+    let (first, second) = access.with(|script| {
+        let told = |at: usize| script.registered[at].clone();
+        (told(0), told(script.registered.len() - 1))
+    });
+    assert_ne!(first.disk, second.disk);
+    assert_eq!(second.rid, Some(RID.into()), "it says who it was");
+    assert!(node.store().report(&[]).is_empty() && node.store().pending(&[]).is_empty());
+    let aside: Vec<String> = std::fs::read_dir(dir.path().join("aside/n3i1"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(aside.contains(&"5.redb".to_owned()), "{aside:?}");
+    let kept = aside.iter().find(|name| name.starts_with("journal-")).unwrap();
+    assert_eq!(std::fs::read(dir.path().join("aside/n3i1").join(kept)).unwrap(), bytes);
+    // What the old disk acknowledged counts no more, and nobody is answered under its number.
+    let mut client = Channels::default().storage(&rpc).unwrap();
+    let late = client.prepare(prepare_request(2, Vec::new())).await.unwrap_err();
+    assert!(late.message().contains("this data node is n3i2"), "{}", late.message());
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_dropped_chunk_stays_while_a_part_of_it_is_pending() {
     let dir = tempfile::tempdir().unwrap();
     let access = access_node().await;

@@ -2,17 +2,17 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::PoisonError,
+    sync::{PoisonError, atomic::Ordering},
 };
 
 use hypertide_proto::ids::{ChunkId, Csn};
 
 use super::{
     ChunkStore,
-    disk::{Disk, failed},
+    disk::{Disk, failed, sync_dir},
     flush,
 };
-use crate::Error;
+use crate::{Error, tables::Identity};
 
 /// Directory of what is put aside. Only the last of it is kept.
 const ASIDE: &str = "aside";
@@ -35,7 +35,7 @@ impl ChunkStore {
         let manifests = inner.node.manifests();
         let place = inner.config.dir.join(ASIDE).join(name);
         if !manifests.is_empty() {
-            make_place(inner.disk.as_ref(), &inner.config.dir.join(ASIDE), &place)?;
+            make_place(inner.disk.as_ref(), (&inner.config.dir, &place))?;
         }
         for chunk in manifests.keys() {
             inner.files.put_aside(*chunk, &place)?;
@@ -53,11 +53,27 @@ impl ChunkStore {
             inner.journal.submit(gone)
         };
         inner.wait_for(removed)?;
+        inner.renewed.store(false, Ordering::Release);
         Ok((manifests.len(), place))
     }
 }
 
-fn make_place(disk: &dyn Disk, all: &Path, place: &Path) -> Result<(), Error> {
-    let action = || format!("make {}", place.display());
-    disk.keep_only_dir(all, place).map_err(failed(action()))
+/// The directory for what was written under an identity, made.
+pub(super) fn place(disk: &dyn Disk, dir: &Path, identity: &Identity) -> Result<PathBuf, Error> {
+    let name = match &identity.member {
+        // What was written under one incarnation lies in one place.
+        Some(member) => member.rid.to_string(),
+        None => identity.disk.to_string(),
+    };
+    let place = dir.join(ASIDE).join(name);
+    make_place(disk, (dir, &place))?;
+    Ok(place)
+}
+
+/// Makes the directory durably; what else was put aside before goes.
+fn make_place(disk: &dyn Disk, (dir, place): (&Path, &Path)) -> Result<(), Error> {
+    let (all, action) = (dir.join(ASIDE), || format!("make {}", place.display()));
+    disk.keep_only_dir(&all, place).map_err(failed(action()))?;
+    sync_dir(disk, &all)?;
+    sync_dir(disk, dir)
 }

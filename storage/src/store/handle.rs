@@ -311,7 +311,7 @@ pub(super) fn failure(
 }
 
 /// Whether redb says that bytes are wrong, and not that the disk failed.
-fn is_damage(error: &redb::Error, ailment: Ailment) -> bool {
+pub(crate) fn is_damage(error: &redb::Error, ailment: Ailment) -> bool {
     match error {
         // What failed before, while no call on the disk did, was to read beyond the end of the file.
         redb::Error::PreviousIo => ailment == Ailment::None,

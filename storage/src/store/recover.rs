@@ -1,7 +1,8 @@
 //! From a directory to a store: whatever was durable when the last process ended, however it ended.
 //!
 //! 1. `node.redb` is opened first; its lock keeps every other process out.
-//! 2. The journal is read whole. It carries the disk's id, so that a lost one is noticed.
+//! 2. The journal is read whole. It carries the disk's id, so that another one is noticed. One that is lost makes the
+//!    directory another disk.
 //! 3. What chunk files hold is taken from the manifest. Only files of chunks that are in the journal are opened, and
 //!    those that the manifest says so of: only they can be ahead of it, by a flush or by commits from another replica
 //!    whose manifest was not written any more.
@@ -16,12 +17,13 @@ use std::{
 
 use hypertide_proto::{
     decision::{ChunkLink, Decision, Fate},
-    ids::{ChunkId, TxnId},
+    ids::{ChunkId, DiskId, TxnId},
 };
 
 use super::{
     Inner, StoreConfig,
     admit::decode_part,
+    aside,
     cache::ExtentCache,
     disk::{Disk, sync_dir},
     file::stored,
@@ -37,8 +39,8 @@ use crate::{
     Error,
     chunk::{Decided, Replicas},
     compact::Rewriting,
-    journal::{Change, LAZY_DELAY, Opened, Recovered},
-    tables::DecisionRow,
+    journal::{Change, Found, LAZY_DELAY, Opened, Recovered},
+    tables::{DecisionRow, Identity},
 };
 
 /// Opens a store.
@@ -51,9 +53,7 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
         forget_cached(disk.as_ref(), &config.dir);
     }
     let node = NodeFile::open(disk.as_ref(), &config.dir)?;
-    let identity = node.identity();
-    let settled = node.settled();
-    let mut journal = Opened::read(disk.as_ref(), &config.dir, identity.disk, settled)?;
+    let (mut journal, renewed) = open_journal(disk.as_ref(), &config.dir, &node)?;
     let cache = Arc::new(ExtentCache::new(config.cache_bytes));
     let open = OpenFiles::new(config.open_files_max);
     let limits = FileLimits { open, directory: Memory::new(config.directory_bytes), cache };
@@ -101,8 +101,35 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
         opened: Instant::now(),
         stop: Stop::default(),
         counters: Arc::default(),
+        renewed: renewed.into(),
         closed: false.into(),
     })
+}
+
+/// The journal, and whether it is a new one.
+///
+/// Of a journal that cannot be read it is unknown which rows it held. What is left of it is kept aside, and the
+/// directory goes on as another disk, of which the cluster knows that it holds nothing: nothing here is truncated in
+/// silence, and what other replicas have comes from there. The steps may be cut anywhere: a journal that is missing is
+/// one that is lost.
+fn open_journal(disk: &dyn Disk, dir: &Path, node: &NodeFile) -> Result<(Opened, bool), Error> {
+    let identity = node.identity();
+    let what = match Opened::read(disk, dir, (identity.disk, node.settled()))? {
+        Found::Journal(opened) => return Ok((opened, false)),
+        Found::Lost(what) => what,
+    };
+    let place = aside::place(disk, dir, &identity)?;
+    let kept = Opened::put_aside(disk, (dir, &place), identity.disk)?;
+    let old = identity.disk;
+    let new = DiskId(disk.draw_id());
+    node.save_identity(Identity { disk: new, ..identity })?;
+    tracing::error!(
+        "the journal in {} is lost ({what}): rows in it that no other replica has are gone. What is left of it is {}, \
+         and this directory is disk {new} from now on, {old} before",
+        dir.display(),
+        kept.display()
+    );
+    Ok((Opened::make(disk, dir, new)?, true))
 }
 
 fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {

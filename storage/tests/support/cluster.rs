@@ -54,9 +54,12 @@ impl Script {
         self.rids.values_mut().for_each(|rid| rid.incarnation = rid.incarnation.next());
     }
 
-    fn rid(&mut self, disk: &[u8]) -> Rid {
+    /// The node of a disk; one that says to be a node with another disk gets the next incarnation.
+    fn rid(&mut self, disk: &[u8], claimed: Option<Rid>) -> Rid {
         let node = NodeId(RID.node.0 + self.rids.len() as u64);
-        *self.rids.entry(disk.to_vec()).or_insert(Rid { node, incarnation: Incarnation(1) })
+        let fresh = Rid { node, incarnation: Incarnation(1) };
+        let next = |rid: Rid| Rid { incarnation: rid.incarnation.next(), ..rid };
+        *self.rids.entry(disk.to_vec()).or_insert_with(|| claimed.map_or(fresh, next))
     }
 }
 
@@ -123,7 +126,7 @@ impl Meta for Access {
     ) -> Result<Response<RegisterReply>, Status> {
         self.with(|script| {
             let request = request.into_inner();
-            let rid = script.rid(&request.disk);
+            let rid = script.rid(&request.disk, request.rid.map(Rid::from));
             script.registered.push(request);
             if let Some(refusal) = &script.refusal {
                 return Err(RpcError::new(Code::WrongNode, refusal).into());
