@@ -245,3 +245,60 @@ async fn access_nodes_come_and_go() {
         assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_of_a_corrupted_file_names_chunk_node_and_place() {
+    let cluster = Cluster::start(1, 2);
+    let client = cluster.connect("a1").await;
+    client
+        .batch_execute(
+            "CREATE TABLE m (time timestamptz NOT NULL, device text NOT NULL, value double precision);
+             SELECT create_distributed_hypertable('m', 'time', 'device', number_partitions => 2, replication_factor => 1);
+             INSERT INTO m SELECT to_timestamp(1767225600 + i), 'd' || (i % 9), i FROM generate_series(1, 5000) AS g(i);
+             ALTER TABLE m SET (timescaledb.compress);
+             SELECT compress_chunk(c) FROM show_chunks('m') c",
+        )
+        .await
+        .expect("the table is made and written to segments");
+    cluster.check_chunks();
+    cluster.verb("kill", &["d1"]);
+    let chunks = std::fs::read_dir(cluster.dir().join("d1/chunks")).expect("d1 has chunks");
+    let path = chunks.flatten().next().expect("d1 has a chunk").path();
+    let mut bytes = std::fs::read(&path).expect("it can be read");
+    // In the header of the last segment: its zone maps cannot be trusted any more.
+    let at = bytes.windows(4).rposition(|window| window == b"HTsg").expect("it holds a segment");
+    bytes[at + 60] ^= 1;
+    std::fs::write(&path, bytes).expect("it can be written");
+    cluster.verb("restart", &["d1"]);
+    cluster.wait_for("d1 up", |status| {
+        let nodes = status["nodes"].as_array().expect("it is a list");
+        nodes.iter().all(|node| node["state"] == "up")
+    });
+    let check = |more: &[&str]| {
+        let output =
+            cluster.run(&[&["chunk", "check", "--checksums", "--format", "json"], more].concat());
+        let list: Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+        (
+            output.status.code(),
+            list.as_array().cloned().expect("it is a list"),
+            text(&output.stderr),
+        )
+    };
+    let (code, wrong, said) = check(&[]);
+    assert_eq!((code, wrong.len()), (Some(1), 1), "{wrong:?} {said}");
+    assert!(said.contains("1 of 2 replicas are wrong"), "{said}");
+    let row = &wrong[0];
+    assert_eq!((&row["node"], &row["verdict"]), (&"d1".into(), &"wrong".into()), "{row}");
+    assert!(row["problem"].as_str().is_some_and(|what| what.contains("segment")), "{row}");
+    // Every replica is listed on demand, and the other one is as it should be.
+    let (code, all, _) = check(&["--all"]);
+    let fine = all.iter().filter(|row| row["verdict"] == "ok").count();
+    assert_eq!((code, all.len(), fine), (Some(1), 2, 1), "{all:?}");
+    let chunk = row["chunk"].as_str().expect("it has a name");
+    let (_, named, _) = check(&["--all", chunk]);
+    assert_eq!(named.len(), 1, "{named:?}");
+    // Nobody is given rows of it.
+    let refused = client.query("SELECT count(*) FROM m", &[]).await.expect_err("rows are wrong");
+    let refused = refused.as_db_error().expect("the server says so").message().to_owned();
+    assert!(refused.contains("[d1]") && refused.contains("chunk"), "{refused}");
+}
