@@ -38,7 +38,7 @@ use hypertide_storage::{
     part_hash,
 };
 use tempfile::TempDir;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::Routes;
 
@@ -61,6 +61,7 @@ pub(super) struct Data {
     pub(super) node: Arc<DataNode>,
     rpc: String,
     server: JoinHandle<()>,
+    hang_up: oneshot::Sender<()>,
 }
 
 impl Data {
@@ -85,11 +86,21 @@ async fn bind() -> (TcpListener, String) {
     (listener, address)
 }
 
-fn serve(listener: TcpListener, routes: Routes) -> JoinHandle<()> {
-    tokio::spawn(async move {
+/// Serves until it is told to hang up.
+fn serve(listener: TcpListener, routes: Routes) -> (JoinHandle<()>, oneshot::Sender<()>) {
+    let (hang_up, told) = oneshot::channel();
+    let server = tokio::spawn(async move {
         let server = tonic::transport::Server::builder().add_routes(routes);
-        server.serve_with_incoming(TcpListenerStream::new(listener)).await.expect("it serves");
-    })
+        let told = async {
+            if told.await.is_err() {
+                // Nobody is left to tell it: it serves as long as the test.
+                std::future::pending::<()>().await;
+            }
+        };
+        let incoming = TcpListenerStream::new(listener);
+        server.serve_with_incoming_shutdown(incoming, told).await.expect("it serves");
+    });
+    (server, hang_up)
 }
 
 impl Cluster {
@@ -114,7 +125,7 @@ impl Cluster {
             channels: channels.clone(),
         };
         let meta = MetaNode::start_tuned(config, Tuning::default()).await.expect("it starts");
-        serve(listener, meta.routes());
+        drop(serve(listener, meta.routes()));
         init_cluster(&channels, std::slice::from_ref(&access), soon()).await.expect("it forms");
         tokio::time::timeout(PATIENCE, meta.ready()).await.expect("soon").expect("ready");
         let engine = Engine::new(meta, channels, EngineConfig::default()).expect("it is made");
@@ -140,17 +151,17 @@ impl Cluster {
         };
         let node = DataNode::start(config).await.expect("it starts");
         let fragments = FragmentService::new(Arc::clone(&node), channels, 256 << 20);
-        let server = serve(listener, fragments.expect("it is made").routes());
+        let (server, hang_up) = serve(listener, fragments.expect("it is made").routes());
         tokio::time::timeout(PATIENCE, node.ready()).await.expect("soon").expect("ready");
-        self.data.insert(name.to_owned(), Data { node, rpc, server });
+        self.data.insert(name.to_owned(), Data { node, rpc, server, hang_up });
     }
 
     /// Stops a data node and starts it anew, where it was.
     pub(super) async fn restart(&mut self, name: &str) {
-        let Data { node, rpc, server } = self.data.remove(name).expect("it runs");
-        server.abort();
-        // It is gone, and with it whoever listens.
-        server.await.expect_err("it does not end by itself");
+        let Data { node, rpc, server, hang_up } = self.data.remove(name).expect("it runs");
+        hang_up.send(()).expect("it listens");
+        // Connections from before would lead to the node that was.
+        tokio::time::timeout(PATIENCE, server).await.expect("soon").expect("it does not panic");
         node.shutdown().await;
         drop(node);
         let listener = TcpListener::bind(&rpc).await.expect("the port is free again");
