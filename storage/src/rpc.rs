@@ -169,9 +169,12 @@ impl Storage for Service {
     ) -> Result<Response<messages::ChunksReply>, Status> {
         let messages::ChunksRequest { cluster, chunks } = request.into_inner();
         self.member(&cluster)?;
-        let reports = self.node.store().report(&ids(chunks));
-        let chunks = reports.into_iter().map(report).collect();
-        Ok(Response::new(messages::ChunksReply { chunks }))
+        let chunks = ids(chunks);
+        let chunks = self.blocking(move |node| {
+            let sized = node.store().report(&chunks).into_iter().map(|of| sized(node, of));
+            sized.collect::<Result<_, _>>()
+        });
+        Ok(Response::new(messages::ChunksReply { chunks: chunks.await? }))
     }
 
     async fn flush(
@@ -356,6 +359,12 @@ fn spec(spec: messages::ChunkSpec) -> ChunkSpec {
     }
 }
 
+/// A report together with what the chunk's file takes.
+fn sized(node: &DataNode, of: ChunkReport) -> Result<messages::ChunkReport, Error> {
+    let file_bytes = node.store().file_bytes(of.chunk)?;
+    Ok(messages::ChunkReport { file_bytes, ..report(of) })
+}
+
 fn report(report: ChunkReport) -> messages::ChunkReport {
     messages::ChunkReport {
         chunk: report.chunk.0,
@@ -374,5 +383,6 @@ fn report(report: ChunkReport) -> messages::ChunkReport {
         compressed_csn: report.compressed_csn.0,
         before_bytes: report.before_bytes,
         after_bytes: report.after_bytes,
+        file_bytes: 0,
     }
 }

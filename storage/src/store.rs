@@ -415,6 +415,12 @@ impl ChunkStore {
         self.inner.replicas().report(chunks)
     }
 
+    /// Bytes that the file of a chunk takes on disk; none when it has no file yet.
+    pub fn file_bytes(&self, chunk: ChunkId) -> Result<u64, Error> {
+        self.inner.check_open()?;
+        self.inner.files.size(chunk)
+    }
+
     /// Chunks of which stored bytes were found wrong.
     #[must_use]
     pub fn damaged(&self) -> Vec<ChunkId> {

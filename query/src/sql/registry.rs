@@ -327,10 +327,10 @@ impl Name {
             }
             Self::ApproximateRowCount => sizes::approximate_row_count(session, frame, &arguments),
             Self::ChunkCompressionStats => {
-                sizes::chunk_compression_stats(session, frame, &arguments)
+                sizes::chunk_compression_stats(session, frame, &arguments).await
             }
             Self::HypertableCompressionStats => {
-                sizes::hypertable_compression_stats(session, frame, &arguments)
+                sizes::hypertable_compression_stats(session, frame, &arguments).await
             }
             Self::AddRetentionPolicy => {
                 policy::add(session, frame, &arguments, Kind::Retention).await

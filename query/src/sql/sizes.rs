@@ -1,7 +1,8 @@
 //! Sizes of hypertables and chunks, and what compression did to them.
 //!
-//! Data nodes are asked for sizes. One that does not answer is left out, with a warning: a part of the answer is better
-//! than none. What compression did is in the catalog.
+//! Data nodes are asked. A size is what files take on disk, with the space that is free in them; rows that are not in
+//! a file yet count nothing. One that does not answer is left out of sizes, with a warning: a part of the answer is better
+//! than none. What compression did there is taken from the catalog then, which knows it of one replica a chunk.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -15,7 +16,7 @@ use hypertide_meta::{
 };
 use hypertide_proto::{
     ids::{ChunkId, NodeId, Rid},
-    wire::storage::{ChunkReport, ChunksRequest},
+    wire::storage::{ChunkReport, ChunkState, ChunksRequest},
 };
 
 use super::{call::Arguments, parse::regclass, table::find_named};
@@ -78,7 +79,7 @@ pub(crate) async fn hypertable_size(
         return Ok(vec![Arc::new(Int64Array::from(vec![None::<i64>]))]);
     };
     let sizes = ask(session, frame, &table).await?;
-    let total = sizes.values().map(|report| report.segment_bytes).sum();
+    let total = sizes.values().map(|report| report.file_bytes).sum();
     Ok(vec![Arc::new(Int64Array::from(vec![signed(total)]))])
 }
 
@@ -92,7 +93,7 @@ pub(crate) async fn hypertable_detailed_size(
     let sizes = ask(session, frame, &table).await?;
     let mut by_node: BTreeMap<NodeId, u64> = attached(&table).map(|node| (node, 0)).collect();
     for ((_, rid), report) in &sizes {
-        *by_node.entry(rid.node).or_default() += report.segment_bytes;
+        *by_node.entry(rid.node).or_default() += report.file_bytes;
     }
     let names = node_names(frame);
     let rows = by_node.iter().map(|(node, bytes)| (*bytes, names.get(node).cloned()));
@@ -112,7 +113,7 @@ pub(crate) async fn chunks_detailed_size(
     let names = node_names(frame);
     let catalog = &frame.snapshot.image.catalog;
     let chunk_name = |id: &ChunkId| catalog.chunk(*id).map(|chunk| chunk.name.clone());
-    let bytes: Vec<u64> = sizes.values().map(|report| report.segment_bytes).collect();
+    let bytes: Vec<u64> = sizes.values().map(|report| report.file_bytes).collect();
     let chunks = sizes.keys().map(|(id, _)| chunk_name(id)).collect();
     let nodes = sizes.keys().map(|(_, rid)| names.get(&rid.node).cloned()).collect();
     let schemas = sizes.keys().map(|_| chunk_schema(&table)).collect();
@@ -135,53 +136,60 @@ pub(crate) fn approximate_row_count(
 }
 
 /// `chunk_compression_stats`: a row a replica.
-pub(crate) fn chunk_compression_stats(
-    session: &Session,
+pub(crate) async fn chunk_compression_stats(
+    session: &mut Session,
     frame: &Frame,
     arguments: &Arguments,
 ) -> Result<Vec<ArrayRef>, Error> {
     let table = hypertable(session, frame, arguments)?;
+    let found = ask(session, frame, &table).await?;
     let names = node_names(frame);
     let chunks = frame.snapshot.image.catalog.chunks_of(table.id);
-    let replicas: Vec<(&Chunk, Option<String>)> = chunks
-        .flat_map(|chunk| chunk.in_sync.iter().map(move |rid| (chunk, rid.node)))
-        .map(|(chunk, node)| (chunk, names.get(&node).cloned()))
-        .collect();
-    let status = |chunk: &Chunk| match chunk.compressed {
-        Some(_) => "Compressed",
-        None => "Uncompressed",
-    };
-    let head = vec![
-        texts(replicas.iter().map(|_| chunk_schema(&table)).collect()),
-        texts(replicas.iter().map(|(chunk, _)| Some(chunk.name.clone())).collect()),
-        texts(replicas.iter().map(|(chunk, _)| Some(status(chunk).to_owned())).collect()),
-    ];
-    let bytes = replicas.iter().map(|(chunk, _)| chunk.compressed);
-    let bytes = bytes.map(|done| done.map(|done| (done.before_bytes, done.after_bytes)));
-    let nodes = texts(replicas.iter().map(|(_, node)| node.clone()).collect());
-    Ok([head, stats_arrays(&bytes.collect::<Vec<_>>()), vec![nodes]].concat())
+    let replicas = chunks.flat_map(|chunk| chunk.in_sync.iter().map(move |rid| (chunk, *rid)));
+    let (mut head, mut bytes, mut nodes) = ((Vec::new(), Vec::new()), Vec::new(), Vec::new());
+    for (chunk, rid) in replicas {
+        let done = compressed(chunk, found.get(&(chunk.id, rid)));
+        let status = if done.is_some() { "Compressed" } else { "Uncompressed" };
+        head.0.push(Some(chunk.name.clone()));
+        head.1.push(Some(status.to_owned()));
+        bytes.push(done);
+        nodes.push(names.get(&rid.node).cloned());
+    }
+    let schemas = texts(nodes.iter().map(|_| chunk_schema(&table)).collect());
+    let head = vec![schemas, texts(head.0), texts(head.1)];
+    Ok([head, stats_arrays(&bytes), vec![texts(nodes)]].concat())
+}
+
+/// What compression did to a replica: bytes before and after. As the replica says, or of the chunk as the catalog has it.
+fn compressed(chunk: &Chunk, replica: Option<&ChunkReport>) -> Option<(u64, u64)> {
+    match replica {
+        Some(report) if report.state() == ChunkState::Plain => None,
+        Some(report) => Some((report.before_bytes, report.after_bytes)),
+        None => chunk.compressed.map(|done| (done.before_bytes, done.after_bytes)),
+    }
 }
 
 /// Chunks of a node, those of them that are compressed, and their bytes before and after.
 type NodeChunks = (u64, u64, Option<(u64, u64)>);
 
 /// `hypertable_compression_stats`: a row a data node that holds chunks.
-pub(crate) fn hypertable_compression_stats(
-    session: &Session,
+pub(crate) async fn hypertable_compression_stats(
+    session: &mut Session,
     frame: &Frame,
     arguments: &Arguments,
 ) -> Result<Vec<ArrayRef>, Error> {
     let table = hypertable(session, frame, arguments)?;
+    let found = ask(session, frame, &table).await?;
     let mut by_node: BTreeMap<NodeId, NodeChunks> = BTreeMap::new();
     for chunk in frame.snapshot.image.catalog.chunks_of(table.id) {
         for rid in &chunk.in_sync {
-            let (chunks, compressed, bytes) = by_node.entry(rid.node).or_default();
+            let (chunks, count, bytes) = by_node.entry(rid.node).or_default();
             *chunks += 1;
-            if let Some(done) = chunk.compressed {
-                *compressed += 1;
+            if let Some(done) = compressed(chunk, found.get(&(chunk.id, *rid))) {
+                *count += 1;
                 let (before, after) = bytes.get_or_insert((0, 0));
-                *before += done.before_bytes;
-                *after += done.after_bytes;
+                *before += done.0;
+                *after += done.1;
             }
         }
     }
