@@ -4,6 +4,9 @@
 //! says that nobody knows (class 08), the node was stopping (57P01, 57P02), or it is an internal error; no reply in time
 //! and a lost connection mean that nobody knows.
 
+mod sessions;
+pub(crate) mod updates;
+
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -73,6 +76,8 @@ impl From<tokio_postgres::Error> for Failure {
 pub(crate) struct Client {
     pg: Pg,
     flight: flight::Client,
+    /// The INSERT of one row, once it was needed.
+    prepared: Option<tokio_postgres::Statement>,
     source: Source,
     limit: Duration,
 }
@@ -93,7 +98,7 @@ impl Client {
             Err(_) => return Err(Failure::never("connect", "no answer")),
         }
         let flight = flight::Client::new(node).map_err(|error| Failure::never("connect", error))?;
-        Ok(Self { pg, flight, source, limit })
+        Ok(Self { pg, flight, prepared: None, source, limit })
     }
 
     /// Does what is asked, within the limit.
@@ -136,6 +141,16 @@ impl Client {
                 let count = rows.first().and_then(|row| number(row, 0));
                 Ok(Answer::Exists(count.is_some_and(|count| count > 0)))
             }
+            Action::Paged(filter) => self.read_paged(filter).await,
+            Action::Put { wid, rule } => self.put(*wid, *rule).await,
+            Action::Keys(keys) => self.keys(keys).await,
+            Action::Transfer { wid, block } => self.transfer(*wid, *block).await,
+            Action::Balances => self.pairs("accounts", "value", "key >= 0").await,
+            Action::Count { counter, block } => self.count(*counter, *block).await,
+            Action::Counters => self.pairs("counters", "value", "key >= 0").await,
+            Action::Swap { wid } => self.swap(*wid).await,
+            Action::Registers => self.pairs("registers", "value", "key >= 0").await,
+            Action::Squeeze { salt, undo } => self.squeeze(*salt, *undo).await,
         }
     }
 
@@ -148,11 +163,9 @@ impl Client {
             set.map_err(|error| Failure { outcome: Outcome::Fail, ..error.into() })?;
         }
         let written = match path {
-            Path::Text => {
-                let values: Vec<String> = rows.iter().map(literals).collect();
-                let sql = format!("INSERT INTO m VALUES {}", values.join(", "));
-                self.changed(&sql).await?
-            }
+            Path::Text => self.changed(&insert_text(&rows)).await?,
+            Path::Prepared => self.insert_prepared(&rows).await?,
+            Path::Cancelled => self.insert_cancelled(&insert_text(&rows), wid).await?,
             Path::Bound => self.insert_bound(&rows).await?,
             Path::Copy | Path::CopyCut => self.copy(&rows, path == Path::CopyCut).await?,
             Path::Flight => return self.flight.ingest(&rows).await,
@@ -228,30 +241,10 @@ impl Client {
             condition(filter)
         );
         let rows = self.query(&sql).await?;
-        let at = rows.first().and_then(|row| number(row, 0)).and_then(|at| at.try_into().ok());
-        let (mut uids, mut odd) = (Vec::with_capacity(rows.len()), Vec::new());
-        for row in &rows {
-            match self.recognise(row) {
-                Some(uid) => uids.push(uid),
-                None => odd.push(words(row)),
-            }
-        }
-        uids.sort_unstable();
-        let pairs = uids.iter().zip(uids.iter().skip(1));
-        let twice: Vec<u64> = pairs.filter(|(a, b)| a == b).map(|(a, _)| *a).collect();
-        uids.dedup();
-        Ok(Answer::Rows { at, uids: runs(&uids), twice, odd })
-    }
-
-    /// The number of a row that is just as it was written.
-    fn recognise(&self, row: &SimpleQueryRow) -> Option<u64> {
-        let uid = u64::try_from(number(row, 3)?).ok()?;
-        let written = self.source.row_of(uid)?;
-        let same = micros(row.get(1)?)? == written.time_us
-            && row.get(2)? == format!("s{}", written.series)
-            && whole(row.get(4)?)? == written.value
-            && row.get(5)? == written.note_text();
-        same.then_some(uid)
+        let cells = |row: &SimpleQueryRow| {
+            (0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect::<Vec<_>>()
+        };
+        Ok(rows_answer(&self.source, &rows.iter().map(cells).collect::<Vec<_>>()))
     }
 
     async fn aggregate(&self, filter: &Filter) -> Result<Answer, Failure> {
@@ -359,6 +352,42 @@ fn write_id(seed: u64, wid: u64) -> String {
     [part(0..8), part(8..12), part(12..16), part(16..20), part(20..32)].join("-")
 }
 
+/// The text of an INSERT of rows.
+fn insert_text(rows: &[Row]) -> String {
+    let values: Vec<String> = rows.iter().map(literals).collect();
+    format!("INSERT INTO m VALUES {}", values.join(", "))
+}
+
+/// What a read of rows came to. The cells of a row are snapshot, time, series, number, value and note.
+fn rows_answer(source: &Source, rows: &[Vec<Option<String>>]) -> Answer {
+    let first = rows.first().and_then(|row| row.first()).cloned().flatten();
+    let (mut uids, mut odd) = (Vec::with_capacity(rows.len()), Vec::new());
+    for row in rows {
+        match recognise(source, row) {
+            Some(uid) => uids.push(uid),
+            None => odd.push(words(row)),
+        }
+    }
+    uids.sort_unstable();
+    let pairs = uids.iter().zip(uids.iter().skip(1));
+    let twice: Vec<u64> = pairs.filter(|(a, b)| a == b).map(|(a, _)| *a).collect();
+    uids.dedup();
+    let at = first.and_then(|at| at.parse().ok());
+    Answer::Rows { at, uids: runs(&uids), twice, odd }
+}
+
+/// The number of a row that is just as it was written.
+fn recognise(source: &Source, row: &[Option<String>]) -> Option<u64> {
+    let cell = |at: usize| row.get(at)?.as_deref();
+    let uid = cell(3)?.parse().ok()?;
+    let written = source.row_of(uid)?;
+    let same = micros(cell(1)?)? == written.time_us
+        && cell(2)? == format!("s{}", written.series)
+        && whole(cell(4)?)? == written.value
+        && cell(5)? == written.note_text();
+    same.then_some(uid)
+}
+
 fn literals(row: &Row) -> String {
     let Row { uid, series, time_us, value, .. } = row;
     format!("('{}', 's{series}', {uid}, {value}, '{}')", time_text(*time_us), row.note_text())
@@ -425,8 +454,8 @@ pub(crate) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn words(row: &SimpleQueryRow) -> String {
-    let cells = (0..row.len()).map(|at| row.get(at).unwrap_or("NULL"));
+fn words(row: &[Option<String>]) -> String {
+    let cells = row.iter().map(|cell| cell.as_deref().unwrap_or("NULL"));
     cells.collect::<Vec<&str>>().join("|")
 }
 

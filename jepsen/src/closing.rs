@@ -11,6 +11,7 @@ use crate::{
     history::{Action, Filter},
     load::Load,
     run::data_names,
+    workload::{Kind, Workload},
 };
 
 /// Time for every chunk to have its replicas, before the factor for slow machines; the checker has the promised limit.
@@ -28,7 +29,7 @@ const COMPLAINTS_MAX: usize = 40;
 pub(crate) async fn observe(
     cluster: &Cluster,
     load: &Load,
-    config: &Config,
+    (config, workload): (&Config, &Workload),
     closing: &mut Closing,
     clock: Instant,
 ) {
@@ -40,6 +41,16 @@ pub(crate) async fn observe(
             let deadline = Instant::now() + READ_LIMIT;
             load.closing_read(node, Action::Read(filter), deadline).await;
             load.closing_read(node, Action::Aggregate(filter), deadline).await;
+        }
+        for (doing, action) in [
+            (Kind::Transfer, Action::Balances),
+            (Kind::Count, Action::Counters),
+            (Kind::Swap, Action::Registers),
+            (Kind::Put, Action::Keys(load.all_keys())),
+        ] {
+            if workload.does(doing) {
+                load.closing_read(node, action, Instant::now() + READ_LIMIT).await;
+            }
         }
     }
     compare(cluster, closing).await;

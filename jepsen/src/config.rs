@@ -34,6 +34,19 @@ pub(crate) struct Config {
     pub(crate) version: String,
     /// Where the times of rows lie.
     pub(crate) times: Times,
+    /// The planted bug that the binary is to show, if it holds any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) planted: Option<String>,
+    /// Whether nodes are on loopback addresses though they could have namespaces.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) loopback: bool,
+    /// How much faster than usual faults follow on each other.
+    #[serde(default = "one")]
+    pub(crate) rate: f64,
+}
+
+const fn one() -> f64 {
+    1.0
 }
 
 impl Config {

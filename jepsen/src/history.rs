@@ -69,6 +69,27 @@ pub(crate) enum Path {
     Flight,
     /// Flight SQL ingest that the client breaks off before its end.
     FlightCut,
+    /// INSERT by a statement that was prepared before, for as long as the connection lasts.
+    Prepared,
+    /// INSERT that the client asks to be cancelled while it runs.
+    Cancelled,
+}
+
+/// What a statement does with a key that is there already. Every key is only ever written by one rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Rule {
+    /// It takes its place: DO UPDATE.
+    Upsert,
+    /// It leaves it: DO NOTHING.
+    Ignore,
+    /// It is refused.
+    Strict,
+}
+
+impl Rule {
+    /// Every rule.
+    pub(crate) const ALL: [Self; 3] = [Self::Upsert, Self::Ignore, Self::Strict];
 }
 
 /// Which rows a read asks for: all conditions together.
@@ -114,6 +135,8 @@ pub(crate) enum Action {
     },
     /// Rows.
     Read(Filter),
+    /// Rows, by a portal that gives a few at a time.
+    Paged(Filter),
     /// Count, sum and extremes.
     Aggregate(Filter),
     /// Count and sum by hour.
@@ -136,6 +159,47 @@ pub(crate) enum Action {
     Drop(String),
     /// Asks whether a table is there.
     Probe(String),
+    /// Keys and values of statement `wid` into the table with a unique key.
+    Put {
+        /// Number of the statement: keys and values follow from it.
+        wid: u64,
+        /// What becomes of keys that are there.
+        rule: Rule,
+    },
+    /// Several keys at once.
+    Keys(Vec<u64>),
+    /// Money from one account to another.
+    Transfer {
+        /// Number of the statement: accounts and amount follow from it.
+        wid: u64,
+        /// By two statements in a transaction block, instead of one statement.
+        block: bool,
+    },
+    /// All accounts at once.
+    Balances,
+    /// One more.
+    Count {
+        /// The counter.
+        counter: u64,
+        /// In a transaction block.
+        block: bool,
+    },
+    /// All counters at once.
+    Counters,
+    /// Reads two registers and writes one of them, in one transaction block.
+    Swap {
+        /// Number of the statement: registers and the value follow from it.
+        wid: u64,
+    },
+    /// All registers at once.
+    Registers,
+    /// Compresses a chunk, or undoes it.
+    Squeeze {
+        /// What the choice of the chunk follows from.
+        salt: u64,
+        /// Whether it is undone.
+        undo: bool,
+    },
 }
 
 impl Action {
@@ -143,7 +207,16 @@ impl Action {
     pub(crate) const fn writes(&self) -> bool {
         !matches!(
             self,
-            Self::Read(_) | Self::Aggregate(_) | Self::Buckets(_) | Self::Lists(_) | Self::Probe(_)
+            Self::Read(_)
+                | Self::Paged(_)
+                | Self::Aggregate(_)
+                | Self::Buckets(_)
+                | Self::Lists(_)
+                | Self::Probe(_)
+                | Self::Keys(_)
+                | Self::Balances
+                | Self::Counters
+                | Self::Registers
         )
     }
 
@@ -160,6 +233,16 @@ impl Action {
             Self::Create(_) => "create",
             Self::Drop(_) => "drop",
             Self::Probe(_) => "probe",
+            Self::Paged(_) => "paged",
+            Self::Put { .. } => "put",
+            Self::Keys(_) => "keys",
+            Self::Transfer { .. } => "transfer",
+            Self::Balances => "balances",
+            Self::Count { .. } => "count",
+            Self::Counters => "counters",
+            Self::Swap { .. } => "swap",
+            Self::Registers => "registers",
+            Self::Squeeze { .. } => "squeeze",
         }
     }
 }
@@ -225,6 +308,20 @@ pub(crate) enum Answer {
     },
     /// Whether it is there.
     Exists(bool),
+    /// Keys, accounts, counters or registers, each with its value.
+    Pairs {
+        /// Entry of the log up to which was read.
+        at: Option<u64>,
+        /// In order.
+        pairs: Vec<(u64, i64)>,
+    },
+    /// A transaction that read and then wrote.
+    Swapped {
+        /// Entry of the log that committed it, when it is known.
+        index: Option<u64>,
+        /// What it read.
+        read: Vec<(u64, i64)>,
+    },
 }
 
 impl Answer {
@@ -238,8 +335,9 @@ impl Answer {
             Self::Rows { at, .. }
             | Self::Figures { at, .. }
             | Self::Buckets { at, .. }
-            | Self::Lists { at, .. } => *at,
-            Self::Nothing | Self::Written { .. } | Self::Exists(_) => None,
+            | Self::Lists { at, .. }
+            | Self::Pairs { at, .. } => *at,
+            Self::Nothing | Self::Written { .. } | Self::Swapped { .. } | Self::Exists(_) => None,
         }
     }
 }

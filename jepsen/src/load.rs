@@ -15,7 +15,7 @@ use crate::{
     client::{Client, Failure},
     cluster::{Cluster, Node, Role},
     config::Config,
-    history::{Action, Answer, Op, Outcome},
+    history::{Action, Answer, Op, Outcome, Rule},
     workload::{Next, Workload, rows::Source},
 };
 
@@ -38,6 +38,7 @@ pub(crate) struct Load {
     pause_ms: u64,
     statements: AtomicU64,
     ops: AtomicU64,
+    acks: AtomicU64,
     processes: AtomicU64,
     stop: AtomicBool,
     history: mpsc::UnboundedSender<Op>,
@@ -59,6 +60,7 @@ impl Load {
             pause_ms: config.pause_ms,
             statements: AtomicU64::new(0),
             ops: AtomicU64::new(0),
+            acks: AtomicU64::new(0),
             processes: AtomicU64::new(config.clients),
             stop: AtomicBool::new(false),
             history,
@@ -86,6 +88,21 @@ impl Load {
 
     fn now_us(&self) -> u64 {
         u64::try_from(self.clock.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Statements that were acknowledged so far.
+    pub(crate) fn acks(&self) -> u64 {
+        self.acks.load(Ordering::SeqCst)
+    }
+
+    /// Every key that a statement may have written.
+    pub(crate) fn all_keys(&self) -> Vec<u64> {
+        let wids = 0..self.statements.load(Ordering::SeqCst);
+        let puts = wids.flat_map(|wid| Rule::ALL.map(|rule| self.source.puts(wid, rule)));
+        let mut keys: Vec<u64> = puts.flatten().map(|(key, _)| key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
     }
 
     /// Reads once after everything is healed, at this node; retried until it is answered or `deadline`.
@@ -123,6 +140,7 @@ impl Load {
             message,
             closing: note.closing,
         };
+        self.acks.fetch_add(u64::from(outcome == Outcome::Ok), Ordering::SeqCst);
         // The receiver lives as long as the run.
         self.history.send(op).ok();
         outcome

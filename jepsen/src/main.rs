@@ -8,6 +8,7 @@
 //! - [`nemesis`] hurts them by a schedule that follows from the seed, and proves that it did.
 //! - [`checker`] has the properties, each a pure function of what was recorded; [`results`] and [`timeline`] tell them.
 //! - [`run`] puts a run together, [`suite`] many; [`shrink`] looks for fewer faults that do the same.
+//! - [`planted`] runs servers with known bugs, which must be found.
 
 #![expect(clippy::print_stdout, reason = "standard output is what the command line answers on")]
 
@@ -21,6 +22,7 @@ mod history;
 mod load;
 mod metrics;
 mod nemesis;
+mod planted;
 mod results;
 mod run;
 mod seed;
@@ -80,6 +82,8 @@ enum Verb {
         #[arg(long, default_value_t = 20)]
         attempts: u32,
     },
+    /// Show that each planted bug is found by the checker that should find it.
+    Planted(planted::Args),
     /// List workloads and kinds of faults.
     List,
 }
@@ -129,6 +133,15 @@ struct SharedArgs {
     /// What limits of time are multiplied with, for a slow machine or a debug build; invariants are not touched.
     #[arg(long, default_value_t = 1.0)]
     slack: f64,
+    /// Bug that a binary with planted bugs is to show; the run is to fail then.
+    #[arg(long)]
+    planted: Option<String>,
+    /// Have nodes on loopback addresses, with the link proxy between them, though namespaces could be made.
+    #[arg(long)]
+    loopback: bool,
+    /// How much faster than usual faults follow on each other.
+    #[arg(long, default_value_t = 1.0)]
+    rate: f64,
     /// Keep the nodes' data also after a run without violations.
     #[arg(long)]
     keep: bool,
@@ -149,6 +162,9 @@ impl SharedArgs {
         if !(self.slack.is_finite() && self.slack >= 1.0) {
             bail!("--slack must be 1 or more");
         }
+        if !(self.rate.is_finite() && self.rate > 0.0) {
+            bail!("--rate must be over 0");
+        }
         let binary = binary(self.binary.as_deref())?;
         let (seed, seconds) = options;
         Ok(Config {
@@ -164,6 +180,9 @@ impl SharedArgs {
             version: version(&binary)?,
             binary: binary.to_string_lossy().into_owned(),
             times: found.times,
+            planted: self.planted.clone(),
+            loopback: self.loopback,
+            rate: self.rate,
         })
     }
 }
@@ -220,11 +239,17 @@ async fn run_one(args: RunArgs) -> anyhow::Result<bool> {
     Ok(report(&dir, &results))
 }
 
-/// The faults of a run that were done, at the times they were done, on the nodes that they hit.
+/// The faults of a run that were begun, after as many acknowledgements, on the nodes that they hit, or on whoever leads.
 fn done(records: Vec<Record>) -> Vec<Event> {
     let begun = records.into_iter().filter(|record| !record.nodes.is_empty());
-    let mut events: Vec<Event> =
-        begun.map(|record| Event { target: Target::Nodes(record.nodes), ..record.event }).collect();
+    let again = |Record { event, nodes, acks, .. }: Record| {
+        let target = match event.target {
+            Target::Leader => Target::Leader,
+            Target::Nodes(_) => Target::Nodes(nodes),
+        };
+        Event { target, after_acks: Some(acks), ..event }
+    };
+    let mut events: Vec<Event> = begun.map(again).collect();
     events.sort_by_key(|event| (event.at_ms, event.id));
     events
 }
@@ -250,7 +275,7 @@ fn list() {
         println!("  {:<10} {}", workload.name, workload.about);
     }
     println!(
-        "\nfaults (groups: process, network, disk, corruption, resources, membership, everything, none)"
+        "\nfaults (groups: process, network, links, disk, corruption, files-io, resources, clocks, membership, everything, none)"
     );
     for kind in nemesis::plan::KINDS {
         println!("  {:<10} {}", kind.name(), kind.about().trim());
@@ -264,6 +289,7 @@ async fn run_verb(verb: Verb) -> anyhow::Result<bool> {
         Verb::Check { run } => Ok(report(&run, &run::judge(&run)?)),
         Verb::Replay { run, dir, binary } => replay(&run, dir, binary.as_deref()).await,
         Verb::Shrink { run, attempts } => shrink::run(&run, attempts).await,
+        Verb::Planted(args) => planted::run(args).await,
         Verb::List => {
             list();
             Ok(true)

@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     checker::evidence::{Closing, Evidence},
-    closing,
+    client, closing,
     cluster::{Cluster, Role, Wish, leftover},
     config::Config,
     history::Op,
@@ -33,9 +33,13 @@ use crate::{
 const RECOVERY_SECONDS: u64 = 12;
 /// Time for the faults to be over after the load's time is over.
 const FAULTS_LIMIT: Duration = Duration::from_secs(300);
+/// How often acknowledgements are counted while a fault waits for them.
+const ACKS_INTERVAL: Duration = Duration::from_millis(10);
 /// Time for a client to end.
 const CLIENTS_LIMIT: Duration = Duration::from_secs(120);
 
+/// Environment variable by which a binary with planted bugs is told which one to show.
+const PLANTED_VARIABLE: &str = "HYPERTIDE_PLANTED_BUG";
 /// Size of a data node's own file system, where one is to be filled: more than the half GiB that a node keeps free.
 const SMALL_DISK_MIB: u32 = 768;
 
@@ -71,12 +75,18 @@ impl Run {
     }
 
     fn wish(&self) -> Wish {
+        let planted = self.config.planted.iter();
+        let planted = planted.map(|bug| (PLANTED_VARIABLE.to_owned(), bug.clone()));
         Wish {
             binary: PathBuf::from(&self.config.binary),
             access: self.config.access,
             data: self.config.data,
             spare: u8::from(self.config.faults.contains(&Kind::Add)),
             disk_mib: nemesis::needs_small_disks(&self.config.faults).then_some(SMALL_DISK_MIB),
+            environment: planted.collect(),
+            loopback: self.config.loopback,
+            links: nemesis::needs_links(&self.config.faults),
+            shim: nemesis::needs_shim(&self.config.faults),
         }
     }
 
@@ -86,7 +96,7 @@ impl Run {
         workload: Workload,
         dir: &Path,
     ) -> anyhow::Result<()> {
-        self.make_tables(cluster).await.context("make the tables")?;
+        self.make_tables(cluster, &workload).await.context("make the tables")?;
         let clock = Instant::now();
         let (sender, receiver) = mpsc::unbounded_channel();
         let writer = tokio::spawn(write_lines(dir.join("history.jsonl"), receiver));
@@ -104,7 +114,7 @@ impl Run {
             .collect();
         let replication = usize::from(self.config.replication());
         let nemesis = Arc::new(Nemesis::new(Arc::clone(cluster), clock, replication));
-        self.faults(&nemesis, &started, faults).await?;
+        self.faults((&nemesis, &load), &started, faults).await?;
         nemesis.heal(&started).await.context("heal the cluster")?;
         let micros = || u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX);
         let healed_us = micros();
@@ -112,7 +122,7 @@ impl Run {
         load.stop();
         wait_all(&mut clients).await?;
         let mut closing = Closing { healed_us, stopped_us: micros(), ..Closing::default() };
-        closing::observe(cluster, &load, &self.config, &mut closing, clock).await;
+        closing::observe(cluster, &load, (&self.config, &workload), &mut closing, clock).await;
         sampling.abort();
         closing::end_nodes(cluster, &mut closing).await?;
         closing::read_logs(cluster, &mut closing);
@@ -123,17 +133,40 @@ impl Run {
         scheduler.await.context("write the schedule")?
     }
 
-    async fn make_tables(&self, cluster: &Cluster) -> anyhow::Result<()> {
+    /// Makes the tables that the workload asks for, with what is in them from the beginning.
+    async fn make_tables(&self, cluster: &Cluster, workload: &Workload) -> anyhow::Result<()> {
+        use workload::{
+            Kind as Doing,
+            rows::{ACCOUNTS, BALANCE, COUNTERS, REGISTERS},
+        };
         let sql = cluster.sql().await?;
-        sql.run("CREATE TABLE m (time timestamptz NOT NULL, series text, uid bigint, value double precision, note text)").await?;
-        sql.run("CREATE TABLE lists (time timestamptz NOT NULL, key bigint, value bigint)").await?;
         let replication = self.config.replication();
-        for (table, space) in [("m", "series"), ("lists", "key")] {
+        let make = async |table: &str, columns: &str, space: &str| {
+            sql.run(&format!("CREATE TABLE {table} (time timestamptz NOT NULL, {columns})"))
+                .await?;
             sql.run(&format!(
                 "SELECT create_distributed_hypertable('{table}', 'time', '{space}', \
                  chunk_time_interval => INTERVAL '1 day', replication_factor => {replication})"
             ))
-            .await?;
+            .await
+        };
+        make("m", "series text, uid bigint, value double precision, note text", "series").await?;
+        make("lists", "key bigint, value bigint", "key").await?;
+        if workload.does(Doing::Put) {
+            let columns = "key bigint NOT NULL, value bigint, PRIMARY KEY (time, key)";
+            make("keyed", columns, "key").await?;
+        }
+        for (doing, table, count, value) in [
+            (Doing::Transfer, "accounts", ACCOUNTS, BALANCE),
+            (Doing::Count, "counters", COUNTERS, 0),
+            (Doing::Swap, "registers", REGISTERS, 0),
+        ] {
+            if workload.does(doing) {
+                make(table, "key bigint, value bigint", "key").await?;
+                let row = |key| format!("({}, {key}, {value})", client::updates::day(4, key));
+                let rows: Vec<String> = (0..count).map(row).collect();
+                sql.run(&format!("INSERT INTO {table} VALUES {}", rows.join(", "))).await?;
+            }
         }
         Ok(())
     }
@@ -141,7 +174,7 @@ impl Run {
     /// Does every fault at its time; returns when all are over.
     async fn faults(
         &self,
-        nemesis: &Arc<Nemesis>,
+        (nemesis, load): (&Arc<Nemesis>, &Arc<Load>),
         names: &[String],
         records: mpsc::UnboundedSender<Record>,
     ) -> anyhow::Result<()> {
@@ -150,15 +183,20 @@ impl Run {
             names.iter().cloned().partition(|name| name.starts_with('a'));
         let length = Duration::from_secs(self.config.seconds);
         let length_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
-        let frame = Frame { seed: self.config.seed, length_ms, access: &access, data: &data };
+        let frame = Frame {
+            seed: self.config.seed,
+            length_ms,
+            access: &access,
+            data: &data,
+            rate: self.config.rate,
+        };
         let events = self.schedule.clone().unwrap_or_else(|| plan(frame, &self.config.faults));
         let mut tasks = JoinSet::new();
         for event in events {
-            let at = Duration::from_millis(event.at_ms);
-            tokio::time::sleep_until((start + at).into()).await;
-            let (nemesis, records) = (Arc::clone(nemesis), records.clone());
+            wait_for(&event, start, load).await;
+            let (nemesis, records, acks) = (Arc::clone(nemesis), records.clone(), load.acks());
             tasks.spawn(async move {
-                let record = nemesis.run(event).await;
+                let record = nemesis.run(event, acks).await;
                 let Record { event, nodes, status, effective, proof, .. } = &record;
                 eprintln!(
                     "fault {:>3} {:<10} {:<12} {status:?}{}: {proof}",
@@ -179,6 +217,18 @@ impl Run {
             anyhow::Ok(())
         });
         over.await.context("the faults are not over in time")?
+    }
+}
+
+/// Waits until a fault is due: at its time, or, when it was done before, after as many acknowledged statements as then,
+/// and at twice the time at the latest.
+async fn wait_for(event: &Event, start: Instant, load: &Load) {
+    let at = Duration::from_millis(event.at_ms);
+    let Some(acks) = event.after_acks else {
+        return tokio::time::sleep_until((start + at).into()).await;
+    };
+    while load.acks() < acks && start.elapsed() < at * 2 {
+        tokio::time::sleep(ACKS_INTERVAL).await;
     }
 }
 

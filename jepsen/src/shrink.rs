@@ -90,7 +90,7 @@ mod tests {
 
     fn event(id: u64) -> Event {
         let target = Target::Nodes(vec!["d1".into()]);
-        Event { id, at_ms: id, for_ms: 1, kind: Kind::Kill, target, salt: 0 }
+        Event { id, at_ms: id, for_ms: 1, kind: Kind::Kill, target, salt: 0, after_acks: None }
     }
 
     #[test]

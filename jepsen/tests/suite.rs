@@ -77,6 +77,43 @@ fn faults_of_a_random_seed_do_no_harm() {
     assert_eq!(results["valid"], true);
 }
 
+/// The faults of a run: kind and whom it was planned for.
+fn faults_of(dir: &Path) -> Vec<(Value, Value)> {
+    let text = std::fs::read_to_string(dir.join("schedule.jsonl")).expect("it was written");
+    let lines = text.lines().map(|line| serde_json::from_str(line).expect("it is JSON"));
+    let mut records: Vec<Value> = lines.collect();
+    records.sort_by_key(|record| record["event"]["id"].as_u64());
+    let begun = records.iter().filter(|record| record["nodes"] != serde_json::json!([]));
+    begun.map(|record| (record["event"]["kind"].clone(), record["nodes"].clone())).collect()
+}
+
+/// On loopback addresses, with the link proxy: that way is not taken by the others where there are namespaces.
+#[test]
+fn a_run_is_done_again_with_the_same_faults() {
+    let dir = place(&format!("again-{}", std::process::id()));
+    let output = harness()
+        .args(["run", "--workload", "retry", "--nemesis", "pair,reorder", "--seed", "5", "--loopback"])
+        .args(["--slack", SLACK, "--seconds", "15", "--clients", "4", "--keep"])
+        .arg("--dir")
+        .arg(&dir)
+        .output()
+        .expect("the harness can be run");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the run is kept in {}\n{err}", dir.display());
+    let again = dir.with_extension("replay");
+    let output =
+        harness().arg("replay").arg(&dir).arg("--dir").arg(&again).output().expect("it can be run");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "the run is kept in {}\n{err}", again.display());
+    assert!(faults_of(&dir).len() > 1);
+    assert_eq!(faults_of(&dir), faults_of(&again));
+    let shrunk = harness().arg("shrink").arg(&dir).output().expect("the harness can be run");
+    assert!(!shrunk.status.success(), "there is nothing that fails in it");
+    for dir in [dir, again] {
+        std::fs::remove_dir_all(&dir).expect("the run can be removed");
+    }
+}
+
 #[test]
 fn a_bad_history_is_refused_again() {
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -12,6 +12,8 @@ pub mod decision;
 pub mod error;
 pub mod ids;
 pub mod partition;
+#[cfg(feature = "planted_bugs")]
+pub mod planted;
 pub mod predicate;
 pub mod schema;
 pub mod time;

@@ -338,6 +338,10 @@ impl Writer {
 fn write(database: &Database, group: &[Entry]) -> Result<(), redb::Error> {
     let mut txn = database.begin_write()?;
     txn.set_durability(Durability::Immediate)?;
+    #[cfg(feature = "bug_skip_journal_fsync")]
+    if hypertide_proto::planted::shown("bug_skip_journal_fsync") {
+        txn.set_durability(Durability::None)?;
+    }
     {
         let mut parts = txn.open_table(tables::PARTS)?;
         let mut decisions = txn.open_table(tables::DECISIONS)?;

@@ -260,6 +260,11 @@ impl ChunkStore {
     /// Starts a scan. Blocking work: call it and iterate on a thread that may block.
     pub fn scan(&self, request: ScanRequest) -> Result<Scan, Error> {
         let inner = &self.inner;
+        #[cfg(feature = "bug_visible_per_chunk")]
+        let request = match hypertide_proto::planted::shown("bug_visible_per_chunk") {
+            true => ScanRequest { snapshot: Csn(u64::MAX), ..request },
+            false => request,
+        };
         let chunk = request.chunk;
         let deadline = Instant::now() + SCAN_PATIENCE;
         if inner.renewed.load(Ordering::Acquire) {

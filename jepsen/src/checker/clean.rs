@@ -2,7 +2,7 @@
 //! statement fails without a fault being on or just over; a node that is asked to end does.
 
 use super::{Verdict, evidence::Evidence, violation};
-use crate::history::{Action, Op, Outcome};
+use crate::history::{Action, Op, Outcome, Path};
 
 /// Time after a fault in which statements may still fail.
 const GRACE_SECONDS: u64 = 10;
@@ -67,10 +67,18 @@ fn quiet_times(evidence: &Evidence, verdict: &mut Verdict) {
 }
 
 /// Whether a failure is what was asked for.
-fn expected(op: &Op) -> bool {
+pub(super) fn expected(op: &Op) -> bool {
     match op.action {
         Action::Create(_) => op.state == "42P07",
         Action::Drop(_) => op.state == "42P01",
+        // Somebody else was at the same rows: to be tried again.
+        Action::Put { .. }
+        | Action::Transfer { .. }
+        | Action::Count { .. }
+        | Action::Swap { .. } => {
+            matches!(op.state.as_str(), "40001" | "40P01" | "23505")
+        }
+        Action::Insert { path: Path::Cancelled, .. } => op.state == "57014",
         _ => op.state == "cut",
     }
 }

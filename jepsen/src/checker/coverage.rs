@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Verdict, evidence::Evidence, violation};
+use super::{Verdict, clean::expected, evidence::Evidence, violation};
 use crate::{
     history::{Action, Outcome},
     nemesis::plan::{Kind, Status},
@@ -35,11 +35,8 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
     let any =
         evidence.config.faults.is_empty() || kinds.values().any(|(_, effective)| *effective > 0);
     verdict.fact(any, || violation("no fault of the declared kinds had an effect", &[]));
-    let asked: Vec<_> = evidence
-        .ops
-        .iter()
-        .filter(|op| op.state != "cut" && !matches!(op.state.as_str(), "42P07" | "42P01"))
-        .collect();
+    let asked: Vec<_> =
+        evidence.ops.iter().filter(|op| op.outcome == Outcome::Ok || !expected(op)).collect();
     let (all, ok) =
         (asked.len() as u64, asked.iter().filter(|op| op.outcome == Outcome::Ok).count() as u64);
     verdict
@@ -70,7 +67,7 @@ mod tests {
 
     fn fault(effective: bool) -> Record {
         let target = Target::Nodes(vec!["d1".into()]);
-        let event = Event { id: 0, at_ms: 0, for_ms: 0, kind: Kind::Kill, target, salt: 0 };
+        let event = Event { id: 0, at_ms: 0, for_ms: 0, kind: Kind::Kill, target, salt: 0, after_acks: None };
         Record {
             event,
             nodes: vec!["d1".into()],
@@ -78,6 +75,7 @@ mod tests {
             effective,
             start_us: 0,
             end_us: 1,
+            acks: 0,
             proof: String::new(),
             trouble: String::new(),
         }

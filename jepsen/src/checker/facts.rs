@@ -104,7 +104,7 @@ impl<'a> Facts<'a> {
     fn take(&mut self, op: &'a Op) {
         match &op.action {
             Action::Insert { wid, path, .. } => self.take_write(op, *wid, *path),
-            Action::Read(filter) => {
+            Action::Read(filter) | Action::Paged(filter) => {
                 if let Answer::Rows { at, uids, twice, odd } = &op.answer {
                     let uids = numbers(uids).collect();
                     let reading = Reading { op, filter: *filter, at: *at, uids, twice, odd };

@@ -1,12 +1,13 @@
 //! Properties that a history must have: each a pure function of the evidence, in a file of its own.
 //!
-//! The names are those of the specification of the proof. Not here: C11 and C12 need unique keys and UPDATE, C19 a
-//! backup; what C7 can see from outside is the catalog of every access node.
+//! The names are those of the specification of the proof. Not here: C19 needs a backup; what C7 can see from outside is the
+//! catalog of every access node.
 
 mod acked;
 mod atomic;
 mod catalog;
 mod clean;
+mod conservation;
 mod corruption;
 mod coverage;
 mod ddl;
@@ -14,12 +15,14 @@ mod derived;
 pub(crate) mod evidence;
 mod facts;
 mod isolation;
+mod keys;
 mod liveness;
 mod once;
 mod phantom;
 #[cfg(test)]
 mod plant;
 mod realtime;
+mod registers;
 mod replicas;
 mod retention;
 mod snapshot;
@@ -97,6 +100,9 @@ pub(crate) fn check(evidence: &Evidence) -> Vec<Verdict> {
         replicas::check(evidence),
         derived::check(&facts),
         isolation::check(evidence),
+        registers::check(evidence),
+        keys::check(evidence),
+        conservation::check(evidence),
         ddl::check(evidence),
         structure::check(evidence),
         liveness::check(evidence),

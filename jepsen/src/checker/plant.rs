@@ -31,6 +31,9 @@ impl Default for Plant {
             binary: String::new(),
             version: String::new(),
             times: Times::Spread,
+            planted: None,
+            loopback: false,
+            rate: 1.0,
         };
         let closing = Closing { restored_us: Some(0), ..Closing::default() };
         Self { evidence: Evidence { config, ops: Vec::new(), faults: Vec::new(), closing } }

@@ -4,8 +4,10 @@
 pub(crate) mod admin;
 pub(crate) mod command;
 pub(crate) mod leftover;
+pub(crate) mod links;
 pub(crate) mod net;
 mod node;
+pub(crate) mod shim;
 
 use std::{
     net::Ipv4Addr,
@@ -16,8 +18,10 @@ use std::{
 use anyhow::{Context, bail};
 use hypertide_proto::client::Channels;
 
+use links::{End, Links};
 use net::{Net, Rules};
 pub(crate) use node::{Node, Role};
+use shim::Board;
 
 /// Ports, the same on every node.
 pub(crate) const PG: u16 = 5440;
@@ -50,6 +54,14 @@ pub(crate) struct Wish {
     pub(crate) spare: u8,
     /// Size of the file system of each data node, in MiB, when it gets one of its own.
     pub(crate) disk_mib: Option<u32>,
+    /// What the environment of every node holds beside the harness's own.
+    pub(crate) environment: Vec<(String, String)>,
+    /// Whether nodes are on loopback addresses though namespaces could be made.
+    pub(crate) loopback: bool,
+    /// Whether calls between nodes go through the link proxy. On loopback they always do.
+    pub(crate) links: bool,
+    /// Whether nodes load the shim for faults of files and clocks; in it, whether for power cuts.
+    pub(crate) shim: Option<bool>,
 }
 
 /// The cluster.
@@ -63,6 +75,8 @@ pub(crate) struct Cluster {
     pub(crate) rules: tokio::sync::Mutex<Rules>,
     /// Why there are no namespaces, when there are none.
     pub(crate) loopback: Option<String>,
+    /// The link proxy, when calls go through it.
+    pub(crate) links: Option<Links>,
     net: Option<Net>,
     dir: PathBuf,
 }
@@ -82,13 +96,17 @@ impl Cluster {
     async fn lay_out(wish: &Wish, dir: &Path) -> anyhow::Result<Self> {
         let place = dir.join("nodes");
         std::fs::create_dir_all(&place).with_context(|| format!("make {}", place.display()))?;
-        let loopback = Net::possible().await.err();
+        let loopback = match wish.loopback {
+            true => Some("it was asked for".to_owned()),
+            false => Net::possible().await.err(),
+        };
         let net = if loopback.is_none() { Some(Net::make().await?) } else { None };
         let mut cluster = Self {
             nodes: Vec::new(),
             channels: Channels::default(),
             rules: tokio::sync::Mutex::default(),
             loopback,
+            links: None,
             net,
             dir: dir.to_owned(),
         };
@@ -98,7 +116,38 @@ impl Cluster {
         for number in 1..=wish.data + wish.spare {
             cluster.add(format!("d{number}"), Role::Data, 100 + number, &place).await?;
         }
+        if wish.links || cluster.loopback.is_some() {
+            cluster.links = Some(cluster.link().await?);
+        }
         Ok(cluster)
+    }
+
+    /// Puts the link proxy between the nodes.
+    async fn link(&self) -> anyhow::Result<Links> {
+        let mut ends = Vec::new();
+        for node in &self.nodes {
+            let [a, b, c, last] = node.ip.octets();
+            let shadow = Ipv4Addr::new(a, b, c, shadow(last));
+            if let Some(net) = &self.net {
+                net.alias(shadow).await?;
+            }
+            ends.push(End { name: node.name.clone(), real: node.ip, shadow });
+        }
+        Links::start(ends).await
+    }
+
+    /// The address that others know a node by.
+    pub(crate) fn known_ip(&self, node: &Node) -> Ipv4Addr {
+        let links = self.links.as_ref();
+        links.and_then(|links| links.shadow(&node.name)).unwrap_or(node.ip)
+    }
+
+    /// Tells the link proxy whose process is whose. To be called whenever one has started.
+    pub(crate) fn tell_pids(&self) {
+        if let Some(links) = &self.links {
+            let pids = self.nodes.iter().filter_map(|node| Some((node.name.clone(), node.pid()?)));
+            links.tell_pids(pids.collect());
+        }
     }
 
     async fn add(
@@ -123,9 +172,25 @@ impl Cluster {
     async fn bring_up(&mut self, wish: &Wish) -> anyhow::Result<()> {
         let binary = wish.binary.to_string_lossy().into_owned();
         let access = self.rpc_of(Role::Access).join(",");
-        for node in &mut self.nodes {
+        let library = match wish.shim {
+            Some(_) => shim::compile(&self.dir).await,
+            None => Err("the run has no such faults".to_owned()),
+        };
+        let known: Vec<Ipv4Addr> = self.nodes.iter().map(|node| self.known_ip(node)).collect();
+        for (node, known) in self.nodes.iter_mut().zip(known) {
             std::fs::create_dir_all(&node.dir).context("make a node's directory")?;
-            node.line = line(&binary, node, &access);
+            node.line = line(&binary, node, (&access, known));
+            node.environment.clone_from(&wish.environment);
+            node.board = match &library {
+                Err(why) => Err(why.clone()),
+                Ok(library) => {
+                    let path = node.dir.with_extension("board");
+                    let of_node = (node.dir.as_path(), path.as_path());
+                    let shim = shim::environment((library, &wish.binary), of_node);
+                    node.environment.extend(shim);
+                    Ok(Board::make(&path, wish.shim == Some(true))?)
+                }
+            };
         }
         if let Some(mib) = wish.disk_mib {
             self.mount_disks(mib).await?;
@@ -134,10 +199,12 @@ impl Cluster {
         for node in self.of(Role::Access) {
             node.start()?;
         }
+        self.tell_pids();
         command::run(&[&binary, "init", "--access", &access]).await.context("form the group")?;
         for node in self.of(Role::Data).take(wish.data.into()) {
             node.start()?;
         }
+        self.tell_pids();
         self.wait_served(wish.data.into(), deadline).await
     }
 
@@ -191,7 +258,7 @@ impl Cluster {
     }
 
     fn rpc_of(&self, role: Role) -> Vec<String> {
-        self.of(role).map(|node| node.address(RPC)).collect()
+        self.of(role).map(|node| format!("{}:{RPC}", self.known_ip(node))).collect()
     }
 
     /// Ends every process and removes namespaces and mounts; directories and logs stay.
@@ -212,7 +279,13 @@ fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|entry| entry.uid() == 0)
 }
 
-fn line(binary: &str, node: &Node, access: &str) -> Vec<String> {
+/// The last part of the address that stands for a node whose own ends with `last`: those of access nodes are from 1 on,
+/// those of data nodes from 101 on.
+const fn shadow(last: u8) -> u8 {
+    if last < 100 { last + 20 } else { last + 70 }
+}
+
+fn line(binary: &str, node: &Node, (access, known): (&str, Ipv4Addr)) -> Vec<String> {
     let dir = node.dir.to_string_lossy().into_owned();
     let (rpc, http) = (node.address(RPC), node.address(HTTP));
     let mut line: Vec<String> = Vec::new();
@@ -226,6 +299,9 @@ fn line(binary: &str, node: &Node, access: &str) -> Vec<String> {
         Role::Data => say(&[binary, "data", "--name", &node.name, "--access", access]),
     }
     say(&["--dir", &dir, "--rpc", &rpc, "--http", &http, "--memory-mib", MEMORY_MIB]);
+    if known != node.ip {
+        say(&["--advertise", &known.to_string()]);
+    }
     line
 }
 

@@ -56,6 +56,12 @@ impl Net {
         Ipv4Addr::new(a, b, c, last)
     }
 
+    /// Gives the harness a further address on the bridge.
+    pub(crate) async fn alias(&self, ip: Ipv4Addr) -> anyhow::Result<()> {
+        run(&["ip", "addr", "add", &format!("{ip}/24"), "dev", &self.bridge]).await?;
+        Ok(())
+    }
+
     /// Makes the namespace of a node with this address; gives its name.
     pub(crate) async fn attach(&self, node: &str, ip: Ipv4Addr) -> anyhow::Result<String> {
         let namespace = format!("{}-{node}", self.bridge);
@@ -146,15 +152,19 @@ pub(crate) enum Verdict {
 pub(crate) struct Rule {
     /// Namespace of the node that gets the packets.
     pub(crate) namespace: String,
-    /// Who sends them.
-    pub(crate) source: Ipv4Addr,
+    /// Who sends them: its address, and the one that stands for it.
+    pub(crate) source: (Ipv4Addr, Ipv4Addr),
     /// What becomes of them.
     pub(crate) verdict: Verdict,
 }
 
 impl Rule {
     fn text(&self) -> String {
-        let from = format!("ip saddr {}", self.source);
+        let (own, shadow) = self.source;
+        let from = match own == shadow {
+            true => format!("ip saddr {own}"),
+            false => format!("ip saddr {{ {own}, {shadow} }}"),
+        };
         match self.verdict {
             Verdict::Drop => format!("{from} counter drop"),
             Verdict::Lose => format!("{from} numgen random mod 100 < 20 counter drop"),

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::shim::Board;
 use anyhow::{Context, bail};
 use nix::{
     sys::signal::{Signal, kill},
@@ -46,6 +47,10 @@ pub(crate) struct Node {
     pub(crate) log: PathBuf,
     /// Program and arguments.
     pub(crate) line: Vec<String>,
+    /// What its environment holds beside the harness's own.
+    pub(crate) environment: Vec<(String, String)>,
+    /// The switchboard of the shim that it loads, or why it loads none.
+    pub(crate) board: Result<Board, String>,
     /// Held by whoever does something to the node.
     pub(crate) busy: tokio::sync::Mutex<()>,
     child: Mutex<Option<Child>>,
@@ -61,6 +66,8 @@ impl Node {
             dir: place.join(&name),
             log: place.join(format!("{name}.log")),
             line: Vec::new(),
+            environment: Vec::new(),
+            board: Err("the run has no such faults".to_owned()),
             busy: tokio::sync::Mutex::new(()),
             child: Mutex::new(None),
             name,
@@ -103,6 +110,10 @@ impl Node {
                 command.env_remove(name);
             }
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if let Ok(board) = &self.board {
+            board.ready_for_start()?;
+        }
         let out = log.try_clone().context("share the log")?;
         command.stdin(Stdio::null()).stdout(out).stderr(log);
         Ok(command)
@@ -123,6 +134,19 @@ impl Node {
     /// Whether it was started and has ended.
     pub(crate) fn died(&self) -> bool {
         self.child.lock().unwrap_or_else(PoisonError::into_inner).is_some() && !self.alive()
+    }
+
+    /// Bytes of addresses that the process has.
+    pub(crate) fn mapped_bytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"))?;
+        let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(kib << 10)
+    }
+
+    /// The switchboard for faults of its files and clock; why there is none.
+    pub(crate) fn board(&self) -> Result<&Board, String> {
+        self.board.as_ref().map_err(Clone::clone)
     }
 
     /// Sends a signal to the process.

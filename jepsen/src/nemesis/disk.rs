@@ -223,7 +223,7 @@ mod tests {
 
     fn event(kind: Kind, salt: u64) -> Event {
         let target = Target::Nodes(vec!["d1".into()]);
-        Event { id: 0, at_ms: 0, for_ms: 0, kind, target, salt }
+        Event { id: 0, at_ms: 0, for_ms: 0, kind, target, salt, after_acks: None }
     }
 
     fn node_dir() -> tempfile::TempDir {

@@ -4,10 +4,15 @@
 //! waits, heals it, and waits until its nodes run again. Faults of files run alone, and only while every chunk has
 //! another replica: a cluster that is left without any good copy has nothing to keep its promise with.
 
+mod clock;
+mod crowd;
 mod disk;
+mod files;
+mod freeze;
 mod membership;
 mod network;
 pub(crate) mod plan;
+mod power;
 mod process;
 mod resources;
 
@@ -78,13 +83,14 @@ impl Nemesis {
     }
 
     /// Does one fault from beginning to end; it is time for it.
-    pub(crate) async fn run(&self, event: Event) -> Record {
+    pub(crate) async fn run(&self, event: Event, acks: u64) -> Record {
         let mut record = Record {
             nodes: Vec::new(),
             status: Status::Skipped,
             effective: false,
             start_us: self.now_us(),
             end_us: 0,
+            acks,
             proof: String::new(),
             trouble: String::new(),
             event,
@@ -127,7 +133,8 @@ impl Nemesis {
             return;
         };
         // Whoever does something to a process has it for itself.
-        let exclusive = !matches!(event.kind.class(), Class::Network | Class::Membership);
+        let exclusive =
+            !matches!(event.kind.class(), Class::Network | Class::Membership | Class::Clock);
         let mut held: Vec<MutexGuard<'_, ()>> = Vec::new();
         for node in nodes.iter().filter(|_| exclusive) {
             // Faults that need several nodes ask for them in one order.
@@ -145,6 +152,7 @@ impl Nemesis {
         let effect = match event.kind.class() {
             Class::Process => self.process(event, nodes).await,
             Class::Network => self.network(event, first, nodes).await,
+            Class::Clock => self.clock(event, first).await,
             Class::Disk => self.disk(event, first).await,
             Class::Resources => self.resources(event, first).await,
             Class::Membership => self.membership(event, first).await,
@@ -168,6 +176,7 @@ impl Nemesis {
     /// Starts a node and waits until it answers.
     async fn revive(&self, node: &Node) -> anyhow::Result<()> {
         node.start()?;
+        self.cluster.tell_pids();
         let deadline = Instant::now() + REVIVE_LIMIT;
         while !self.cluster.answers(node).await {
             if !node.alive() {
@@ -194,6 +203,9 @@ impl Nemesis {
                     .await
                     .context("take packet filters back")?;
             }
+            if let Ok(board) = node.board() {
+                board.calm().context("end faults of files and clocks")?;
+            }
             if node.alive() {
                 node.signal(nix::sys::signal::Signal::SIGCONT)?;
             } else if names.contains(&node.name) {
@@ -201,6 +213,9 @@ impl Nemesis {
             }
         }
         *self.cluster.rules.lock().await = Rules::default();
+        if let Some(links) = &self.cluster.links {
+            links.clear_all();
+        }
         Ok(())
     }
 }
@@ -227,6 +242,17 @@ fn last_words(node: &Node) -> String {
 
 async fn rest(event: &Event) {
     tokio::time::sleep(Duration::from_millis(event.for_ms)).await;
+}
+
+/// Whether the kinds need the link proxy.
+pub(crate) fn needs_links(kinds: &[Kind]) -> bool {
+    kinds.iter().any(|kind| matches!(kind, Kind::Delay | Kind::Duplicate | Kind::Reorder))
+}
+
+/// Whether the kinds need the shim; in it, whether power is cut.
+pub(crate) fn needs_shim(kinds: &[Kind]) -> Option<bool> {
+    let cut = kinds.iter().any(|kind| matches!(kind, Kind::Power | Kind::PowerAll));
+    kinds.iter().any(|kind| kind.shimmed()).then_some(cut)
 }
 
 /// Whether the kinds need a file system of their own for each data node.

@@ -50,6 +50,16 @@ kinds! {
     Terminate = "terminate" in Process,
     /// SIGTERM and start of every node, one after the other
     Roll = "roll" in Process,
+    /// one node frozen by its control group, thawed later
+    Freeze = "freeze" in Process,
+    /// power cut of one node: what was written and not synced is lost in part, sector by sector
+    Power = "power" in Process,
+    /// power cut of every node at once
+    PowerAll = "power-all" in Process,
+    /// syncs of one node fail
+    SyncError = "sync-error" in Process,
+    /// writes to files of one node fail
+    WriteError = "write-error" in Process,
     /// one node cut off from every other, not from its clients
     Isolate = "isolate" in Network,
     /// the nodes in two halves that do not hear each other
@@ -68,6 +78,12 @@ kinds! {
     Reset = "reset" in Network,
     /// one node gets 16 KB/s from each other at most
     Rate = "rate" in Network,
+    /// calls between one node and the others are late, each way
+    Delay = "delay" in Network,
+    /// calls to one node come twice, the second time late
+    Duplicate = "duplicate" in Network,
+    /// calls to one node overtake each other
+    Reorder = "reorder" in Network,
     /// bits of a stopped data node's files flipped
     Flip = "flip" in Disk,
     /// a stopped data node's file cut short
@@ -84,12 +100,38 @@ kinds! {
     Throttle = "throttle" in Resources,
     /// one node may not open more files than it has open
     Files = "files" in Resources,
+    /// every sync of one node takes long
+    SyncStall = "sync-stall" in Resources,
+    /// one node gets no more memory than it has
+    Memory = "memory" in Resources,
+    /// an access node is full of idle connections
+    Crowd = "crowd" in Resources,
+    /// the clock of one node is off, by up to an hour
+    Clock = "clock" in Clock,
+    /// the clock of one node jumps to and fro
+    Strobe = "strobe" in Clock,
     /// one more data node comes
     Add = "add" in Membership,
     /// a chunk moves to another data node
     Move = "move" in Membership,
     /// a data node is drained, and later not any more
     Drain = "drain" in Membership,
+}
+
+impl Kind {
+    /// Whether it is done from between the node and its C library.
+    pub(crate) const fn shimmed(self) -> bool {
+        matches!(
+            self,
+            Self::Power
+                | Self::PowerAll
+                | Self::SyncError
+                | Self::SyncStall
+                | Self::WriteError
+                | Self::Clock
+                | Self::Strobe
+        )
+    }
 }
 
 /// Kinds that belong together.
@@ -103,16 +145,19 @@ pub(crate) enum Class {
     Disk,
     /// Of what a process may use.
     Resources,
+    /// Of what time it is.
+    Clock,
     /// Of who takes part.
     Membership,
 }
 
 /// Groups of kinds by name.
-const GROUPS: [(&str, Class); 5] = [
+const GROUPS: [(&str, Class); 6] = [
     ("process", Class::Process),
     ("network", Class::Network),
     ("disk", Class::Disk),
     ("resources", Class::Resources),
+    ("clocks", Class::Clock),
     ("membership", Class::Membership),
 ];
 
@@ -125,6 +170,8 @@ pub(crate) fn kinds(names: &[String]) -> Result<Vec<Kind>, String> {
         found.extend(KINDS.iter().copied().filter(|kind| match name {
             "everything" => true,
             "corruption" => matches!(kind, Kind::Flip | Kind::Truncate | Kind::Zero),
+            "links" => matches!(kind, Kind::Delay | Kind::Duplicate | Kind::Reorder),
+            "files-io" => kind.shimmed() && kind.class() != Class::Clock,
             _ => kind.name() == name || Some(kind.class()) == group,
         }));
         if found.len() == before {
@@ -161,6 +208,9 @@ pub(crate) struct Event {
     pub(crate) target: Target,
     /// Number that further choices follow from: which file, which bit, which chunk.
     pub(crate) salt: u64,
+    /// Acknowledged statements before it, when a run is done again: it waits for as many, and not for the time alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) after_acks: Option<u64>,
 }
 
 /// What became of a planned fault.
@@ -176,6 +226,9 @@ pub(crate) struct Record {
     pub(crate) effective: bool,
     /// From the start of the run.
     pub(crate) start_us: u64,
+    /// Statements that had been acknowledged when it came.
+    #[serde(default)]
+    pub(crate) acks: u64,
     /// When it was healed and its nodes ran again.
     pub(crate) end_us: u64,
     /// What was seen of it.
@@ -208,6 +261,8 @@ pub(crate) struct Frame<'a> {
     pub(crate) access: &'a [String],
     /// Names of data nodes.
     pub(crate) data: &'a [String],
+    /// How much faster than usual faults follow on each other.
+    pub(crate) rate: f64,
 }
 
 /// The schedule for these kinds.
@@ -217,7 +272,7 @@ pub(crate) fn plan(frame: Frame<'_>, kinds: &[Kind]) -> Vec<Event> {
     let mut at_ms = FIRST_MS;
     let mut added = false;
     while let Some(kind) = rng.pick(kinds).copied() {
-        let for_ms = duration(kind, &mut rng);
+        let for_ms = faster(duration(kind, &mut rng), frame.rate);
         if at_ms + for_ms >= frame.length_ms {
             break;
         }
@@ -225,18 +280,25 @@ pub(crate) fn plan(frame: Frame<'_>, kinds: &[Kind]) -> Vec<Event> {
         if !(kind == Kind::Add && added) {
             let target = target(kind, frame, &mut rng);
             let id = events.len() as u64;
-            events.push(Event { id, at_ms, for_ms, kind, target, salt: rng.next() });
+            let salt = rng.next();
+            events.push(Event { id, at_ms, for_ms, kind, target, salt, after_acks: None });
             added |= kind == Kind::Add;
         }
         let alone = kind.class() == Class::Disk;
         let overlapping = rng.chance(OVERLAP_PERCENT) && !alone;
         at_ms += if overlapping {
-            rng.range(300, for_ms.max(301))
+            faster(rng.range(300, for_ms.max(301)), frame.rate)
         } else {
-            for_ms + rng.range(500, 4_000)
+            for_ms + faster(rng.range(500, 4_000), frame.rate)
         };
     }
     events
+}
+
+/// A time at another rate.
+fn faster(ms: u64, rate: f64) -> u64 {
+    let time = std::time::Duration::from_millis(ms).div_f64(rate);
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 fn duration(kind: Kind, rng: &mut Rng) -> u64 {
@@ -244,7 +306,7 @@ fn duration(kind: Kind, rng: &mut Rng) -> u64 {
         _ if kind == Kind::Roll => rng.range(2_000, 5_000),
         _ if kind == Kind::Stale => rng.range(2_000, 10_000),
         Class::Process => rng.range(300, 7_000),
-        Class::Network | Class::Resources => rng.range(1_500, 9_000),
+        Class::Network | Class::Resources | Class::Clock => rng.range(1_500, 9_000),
         Class::Disk => rng.range(300, 3_000),
         Class::Membership => rng.range(2_000, 6_000),
     }
@@ -264,6 +326,17 @@ fn target(kind: Kind, frame: Frame<'_>, rng: &mut Rng) -> Target {
         | Kind::Loss
         | Kind::Reset
         | Kind::Rate
+        | Kind::Delay
+        | Kind::Duplicate
+        | Kind::Reorder
+        | Kind::Freeze
+        | Kind::Power
+        | Kind::SyncError
+        | Kind::SyncStall
+        | Kind::WriteError
+        | Kind::Memory
+        | Kind::Clock
+        | Kind::Strobe
         | Kind::Throttle
         | Kind::Files => match rng.range(0, 10) {
             0..3 => Target::Leader,
@@ -276,8 +349,8 @@ fn target(kind: Kind, frame: Frame<'_>, rng: &mut Rng) -> Target {
             names.truncate(if kind == Kind::Pair { 2 } else { names.len() });
             Target::Nodes(names)
         }
-        Kind::Roles => one(frame.access, rng),
-        Kind::KillAll | Kind::Roll => Target::Nodes(everyone()),
+        Kind::Roles | Kind::Crowd => one(frame.access, rng),
+        Kind::KillAll | Kind::PowerAll | Kind::Roll => Target::Nodes(everyone()),
         Kind::Flip
         | Kind::Truncate
         | Kind::Zero
@@ -322,7 +395,7 @@ mod tests {
     fn a_schedule_is_a_function_of_the_seed_and_fits() {
         let (access, data) = (names("a"), names("d"));
         for seed in 0..50 {
-            let frame = Frame { seed, length_ms: 120_000, access: &access, data: &data };
+            let frame = Frame { seed, length_ms: 120_000, access: &access, data: &data, rate: 1.0 };
             let events = plan(frame, KINDS);
             assert_eq!(events, plan(frame, KINDS));
             assert!(events.len() > 5, "seed {seed}: {} faults", events.len());
@@ -331,7 +404,7 @@ mod tests {
             let adds = events.iter().filter(|event| event.kind == Kind::Add).count();
             assert!(adds <= 1);
         }
-        let frame = Frame { seed: 1, length_ms: 120_000, access: &access, data: &data };
+        let frame = Frame { seed: 1, length_ms: 120_000, access: &access, data: &data, rate: 1.0 };
         assert!(plan(frame, &[]).is_empty());
     }
 
@@ -339,7 +412,7 @@ mod tests {
     fn files_of_two_nodes_are_never_touched_at_once() {
         let (access, data) = (names("a"), names("d"));
         let disk = kinds(&list("disk")).expect("it is known");
-        let frame = Frame { seed: 4, length_ms: 300_000, access: &access, data: &data };
+        let frame = Frame { seed: 4, length_ms: 300_000, access: &access, data: &data, rate: 1.0 };
         let events = plan(frame, &disk);
         let apart = events.iter().zip(events.iter().skip(1));
         assert!(apart.into_iter().all(|(one, next)| one.at_ms + one.for_ms < next.at_ms));

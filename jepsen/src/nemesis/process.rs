@@ -9,6 +9,9 @@ impl Nemesis {
     pub(super) async fn process(&self, event: &Event, nodes: &[&Node]) -> anyhow::Result<Effect> {
         match event.kind {
             Kind::Pause => self.pause(event, nodes).await,
+            Kind::Freeze => self.freeze(event, nodes).await,
+            Kind::Power | Kind::PowerAll => self.power(event, nodes).await,
+            Kind::SyncError | Kind::WriteError => self.failing(event, nodes).await,
             Kind::Roll => self.roll(nodes).await,
             Kind::Terminate => self.stop_and_start(event, nodes, Signal::SIGTERM).await,
             _ => self.stop_and_start(event, nodes, Signal::SIGKILL).await,

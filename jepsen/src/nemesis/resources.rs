@@ -10,11 +10,16 @@ use crate::cluster::{Node, command};
 /// A turn of a throttled process: it runs, then it waits.
 const RUN: Duration = Duration::from_millis(15);
 const WAIT: Duration = Duration::from_millis(135);
+/// Memory beyond what a process has that it may still get.
+const MEMORY_MARGIN: u64 = 1 << 20;
 
 impl Nemesis {
     pub(super) async fn resources(&self, event: &Event, node: &Node) -> anyhow::Result<Effect> {
         match event.kind {
             Kind::Files => self.files(event, node).await,
+            Kind::Memory => self.memory(event, node).await,
+            Kind::SyncStall => self.stalling(event, node).await,
+            Kind::Crowd => self.crowd(event, node).await,
             _ => self.throttle(event, node).await,
         }
     }
@@ -32,6 +37,30 @@ impl Nemesis {
         }
         let proof = format!("stopped {turns} times for {WAIT:?} of {:?}", WAIT + RUN);
         Ok(if turns > 0 { Effect::seen(proof) } else { Effect::unseen(proof) })
+    }
+
+    /// Limits the process to the memory that it has: the next that it asks for ends it, as a machine without memory would.
+    async fn memory(&self, event: &Event, node: &Node) -> anyhow::Result<Effect> {
+        let Some((pid, mapped)) = node.pid().zip(node.mapped_bytes()) else {
+            return Ok(Effect::Skipped(format!("{} does not run", node.name)));
+        };
+        let pid = format!("--pid={pid}");
+        let get = ["prlimit", &pid, "--as", "--noheadings", "--output=SOFT"];
+        let Ok(usual) = command::run(&get).await else {
+            return Ok(Effect::Skipped("prlimit cannot be used".into()));
+        };
+        let set = |limit: &str| format!("--as={}:", limit.trim());
+        command::run(&["prlimit", &pid, &set(&(mapped + MEMORY_MARGIN).to_string())]).await?;
+        rest(event).await;
+        let ended = !node.alive();
+        if ended {
+            self.revive(node).await?;
+        } else {
+            command::run(&["prlimit", &pid, &set(&usual)]).await?;
+        }
+        let proof = format!("{} MiB of addresses at most; it ended: {ended}", mapped >> 20);
+        // One that got by without asking for memory did not notice.
+        Ok(if ended { Effect::seen(proof) } else { Effect::unseen(proof) })
     }
 
     /// Limits the process to the files that it has open.

@@ -22,6 +22,10 @@ fn write_page(page: &mut String, evidence: &Evidence, results: &Results) -> fmt:
     let config = &evidence.config;
     let faults: Vec<&str> = config.faults.iter().map(|kind| kind.name()).collect();
     let faults = if faults.is_empty() { "no faults".to_owned() } else { faults.join(", ") };
+    let faults = match &config.planted {
+        Some(bug) => format!("{faults}, with the planted bug {bug}"),
+        None => faults,
+    };
     let (class, word) = if results.valid { ("", "valid") } else { (" bad", "not valid") };
     writeln!(
         page,

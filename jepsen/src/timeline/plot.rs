@@ -86,6 +86,7 @@ const fn class_of(record: &Record) -> &'static str {
         Class::Network => "network",
         Class::Disk => "disk",
         Class::Resources => "resources",
+        Class::Clock => "clock",
         Class::Membership => "membership",
     }
 }
@@ -349,6 +350,7 @@ fn legend(page: &mut String) {
         ("network", "of networks"),
         ("disk", "of files"),
         ("resources", "of resources"),
+        ("clock", "of clocks"),
         ("membership", "of membership"),
     ] {
         page.push_str(&format!("<span><i style=\"background:var(--{colour})\"></i>{words}</span>"));

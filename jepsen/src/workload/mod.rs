@@ -11,18 +11,30 @@
 //! | [`retire`] | old chunks are dropped, under load |
 //! | [`ddl`] | tables that come and go |
 //! | [`stream`] | COPY and Flight ingest, some of them broken off in mid-stream |
-//! | [`mixed`] | all of it |
+//! | [`session`] | statements prepared before, portals read a few rows at a time, statements cancelled |
+//! | [`squeeze`] | chunks are compressed and decompressed, under load |
+//! | [`keys`] | unique keys: DO UPDATE, DO NOTHING, and refusal |
+//! | [`bank`] | UPDATE moves money between accounts |
+//! | [`counter`] | UPDATE adds one |
+//! | [`registers`] | transaction blocks that read two registers and write one |
+//! | [`mixed`] | all that needs neither keys nor UPDATE |
 
 mod aggregate;
 mod append;
+mod bank;
+mod counter;
 mod ddl;
 mod edges;
 mod insert;
+mod keys;
 mod mixed;
 mod next;
+mod registers;
 mod retire;
 mod retry;
 pub(crate) mod rows;
+mod session;
+mod squeeze;
 mod stream;
 
 use rows::Times;
@@ -62,6 +74,37 @@ pub(crate) enum Kind {
     Drop,
     /// Tables are looked for.
     Probe,
+    /// INSERT by a statement prepared before.
+    Prepared,
+    /// INSERT that is cancelled.
+    Cancelled,
+    /// Rows, a few at a time.
+    Paged,
+    /// Rows under unique keys.
+    Put,
+    /// Read of keys.
+    Keys,
+    /// Money from account to account.
+    Transfer,
+    /// Read of accounts.
+    Balances,
+    /// One more.
+    Count,
+    /// Read of counters.
+    Counters,
+    /// Read and write of registers in one transaction.
+    Swap,
+    /// Read of registers.
+    Registers,
+    /// Compression of a chunk, and its end.
+    Squeeze,
+}
+
+impl Workload {
+    /// Whether its clients ever do this.
+    pub(crate) fn does(&self, kind: Kind) -> bool {
+        self.mix.iter().any(|(other, _)| *other == kind)
+    }
 }
 
 /// A workload.
@@ -78,7 +121,7 @@ pub(crate) struct Workload {
 }
 
 /// Every workload.
-pub(crate) const WORKLOADS: [Workload; 9] = [
+pub(crate) const WORKLOADS: [Workload; 15] = [
     insert::WORKLOAD,
     retry::WORKLOAD,
     append::WORKLOAD,
@@ -87,6 +130,12 @@ pub(crate) const WORKLOADS: [Workload; 9] = [
     retire::WORKLOAD,
     ddl::WORKLOAD,
     stream::WORKLOAD,
+    session::WORKLOAD,
+    squeeze::WORKLOAD,
+    keys::WORKLOAD,
+    bank::WORKLOAD,
+    counter::WORKLOAD,
+    registers::WORKLOAD,
     mixed::WORKLOAD,
 ];
 

@@ -2,10 +2,10 @@
 
 use super::{
     Kind, Workload,
-    rows::{BASE_US, CHUNK_US, DAYS, HOUR_US, SERIES, Source},
+    rows::{BASE_US, CHUNK_US, COUNTERS, DAYS, HOUR_US, SERIES, Source},
 };
 use crate::{
-    history::{Action, Filter, Path},
+    history::{Action, Filter, Path, Rule},
     seed::Rng,
 };
 
@@ -60,6 +60,24 @@ impl Next {
             Kind::Create => Action::Create(self.table()),
             Kind::Drop => Action::Drop(self.table()),
             Kind::Probe => Action::Probe(self.table()),
+            Kind::Prepared => insert(Path::Prepared, false),
+            Kind::Cancelled => insert(Path::Cancelled, false),
+            Kind::Paged => Action::Paged(self.filter(wid)),
+            Kind::Put => {
+                let rule = self.rng.pick(&Rule::ALL).copied().unwrap_or(Rule::Upsert);
+                Action::Put { wid, rule }
+            }
+            Kind::Keys => Action::Keys(self.source.keys(wid, &mut self.rng)),
+            Kind::Transfer => Action::Transfer { wid, block: self.rng.chance(50) },
+            Kind::Balances => Action::Balances,
+            Kind::Count => {
+                let counter = self.rng.range(0, COUNTERS);
+                Action::Count { counter, block: self.rng.chance(50) }
+            }
+            Kind::Counters => Action::Counters,
+            Kind::Swap => Action::Swap { wid },
+            Kind::Registers => Action::Registers,
+            Kind::Squeeze => Action::Squeeze { salt: self.rng.next(), undo: self.rng.chance(40) },
         }
     }
 

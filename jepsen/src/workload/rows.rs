@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::seed::{Rng, mix};
+use crate::{
+    history::Rule,
+    seed::{Rng, mix},
+};
 
 /// Rows that a statement may have; the number of a row is its statement's times this, and its place in it.
 pub(crate) const ROWS_MAX: u64 = 64;
@@ -20,6 +23,14 @@ pub(crate) const DAYS: u64 = 6;
 pub(crate) const SERIES: u64 = 8;
 /// Values that one append statement adds, at most.
 pub(crate) const APPENDS_MAX: u64 = 4;
+/// Accounts, and what each has at the beginning.
+pub(crate) const ACCOUNTS: u64 = 6;
+/// What an account has at the beginning.
+pub(crate) const BALANCE: i64 = 1_000;
+/// Counters.
+pub(crate) const COUNTERS: u64 = 3;
+/// Registers.
+pub(crate) const REGISTERS: u64 = 5;
 /// Lists that are appended to at one time.
 const LISTS_OPEN: u64 = 5;
 /// Append statements after which new lists begin.
@@ -150,6 +161,44 @@ impl Source {
         appends
     }
 
+    /// Keys and values of a statement about unique keys, each key at most once. What a key is of its rule is told by the
+    /// remainder.
+    pub(crate) fn puts(&self, wid: u64, rule: Rule) -> Vec<(u64, u64)> {
+        let mut rng = Rng::new(self.seed, 3_000_000_000 + wid);
+        let count = rng.range(1, APPENDS_MAX);
+        let mut puts: Vec<(u64, u64)> = Vec::new();
+        for at in 0..count {
+            let key = key(list(wid, rng.range(0, LISTS_OPEN)), rule);
+            if puts.iter().all(|(other, _)| *other != key) {
+                puts.push((key, wid * APPENDS_MAX + at));
+            }
+        }
+        puts
+    }
+
+    /// Keys that a reader looks at while statement `wid` is about to come.
+    pub(crate) fn keys(&self, wid: u64, rng: &mut Rng) -> Vec<u64> {
+        let lists = self.lists(wid, rng);
+        let keys = lists.into_iter().flat_map(|place| Rule::ALL.map(|rule| key(place, rule)));
+        keys.collect()
+    }
+
+    /// From which account, to which, and how much.
+    pub(crate) fn transfer(&self, wid: u64) -> (u64, u64, u64) {
+        let mut rng = Rng::new(self.seed, 4_000_000_000 + wid);
+        let from = rng.range(0, ACCOUNTS);
+        let to = (from + rng.range(1, ACCOUNTS)) % ACCOUNTS;
+        (from, to, rng.range(1, 10))
+    }
+
+    /// Two registers to read, of which the first is written, and its value.
+    pub(crate) fn swap(&self, wid: u64) -> (u64, u64, u64) {
+        let mut rng = Rng::new(self.seed, 5_000_000_000 + wid);
+        let one = rng.range(0, REGISTERS);
+        let other = (one + rng.range(1, REGISTERS)) % REGISTERS;
+        (one, other, wid + 1)
+    }
+
     /// Lists that a reader looks at while statement `wid` is about to come.
     pub(crate) fn lists(&self, wid: u64, rng: &mut Rng) -> Vec<u64> {
         let count = rng.range(1, 4);
@@ -158,6 +207,10 @@ impl Source {
         keys.dedup();
         keys
     }
+}
+
+const fn key(place: u64, rule: Rule) -> u64 {
+    place * 3 + rule as u64
 }
 
 const fn list(wid: u64, place: u64) -> u64 {
@@ -205,6 +258,21 @@ mod tests {
         };
         let spans: Vec<usize> = (0..200).map(chunks).collect();
         assert!(spans.contains(&1) && spans.iter().any(|span| *span >= 5), "{spans:?}");
+    }
+
+    #[test]
+    fn keys_of_two_rules_are_never_the_same_and_money_moves() {
+        let source = Source { seed: 9, times: Times::Spread };
+        for wid in 0..300 {
+            for rule in Rule::ALL {
+                let puts = source.puts(wid, rule);
+                assert!(puts.iter().all(|(key, _)| key % 3 == rule as u64));
+            }
+            let (from, to, amount) = source.transfer(wid);
+            assert!(from != to && from < ACCOUNTS && to < ACCOUNTS && amount > 0);
+            let (one, other, _) = source.swap(wid);
+            assert!(one != other && one < REGISTERS && other < REGISTERS);
+        }
     }
 
     #[test]

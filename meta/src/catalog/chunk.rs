@@ -107,9 +107,19 @@ impl Chunk {
             && self.slices.iter().zip(point).all(|(slice, at)| slice.contains(*at))
     }
 
-    /// Replicas whose acknowledgement a commit needs: those in sync and those joining.
+    /// Replicas in sync and those joining.
     pub fn members(&self) -> impl Iterator<Item = Rid> {
         self.in_sync.iter().copied().chain(self.joining.iter().map(|joiner| joiner.rid))
+    }
+
+    /// Replicas whose acknowledgement a commit needs: all members. One that joins has to miss nothing from then on.
+    pub fn write_set(&self) -> impl Iterator<Item = Rid> {
+        let members = self.members();
+        #[cfg(feature = "bug_ignore_joining")]
+        let members = members.filter(|rid| {
+            !hypertide_proto::planted::shown("bug_ignore_joining") || self.in_sync.contains(rid)
+        });
+        members
     }
 
     /// Replicas that left and have missed no commit since: any of them may stand in for the last in-sync disk.

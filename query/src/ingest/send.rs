@@ -81,7 +81,7 @@ impl Share {
 
     /// Disks whose acknowledgement the commit needs.
     fn needed(&self) -> impl Iterator<Item = Rid> {
-        self.chunk.members()
+        self.chunk.write_set()
     }
 }
 
@@ -310,8 +310,19 @@ impl Writer {
     ) -> Result<Committed, Error> {
         loop {
             self.flush(deadline).await?;
+            #[cfg(feature = "bug_no_dedupe")]
+            let write = write.filter(|_| !hypertide_proto::planted::shown("bug_no_dedupe"));
             let record = self.record(write);
             crate::shield::raise();
+            #[cfg(feature = "bug_reply_before_apply")]
+            if hypertide_proto::planted::shown("bug_reply_before_apply") {
+                let engine = Arc::clone(&self.engine);
+                let commit = Command::Commit(record);
+                tokio::spawn(async move { engine.catalog.propose(commit, deadline).await });
+                self.ended = true;
+                let rows = self.shares.values().map(|share| share.rows).sum();
+                return Ok(Committed::Before(rows));
+            }
             let proposal = self.engine.catalog.propose(Command::Commit(record), deadline).await;
             match proposal {
                 Ok((index, Ok(Outcome::Committed { decision, .. }))) => {
