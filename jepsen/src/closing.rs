@@ -16,6 +16,8 @@ use crate::{
 
 /// Time for every chunk to have its replicas, before the factor for slow machines; the checker has the promised limit.
 const RESTORE_SECONDS: u64 = 150;
+/// The same for a server with a planted bug.
+const PLANTED_LIMIT: Duration = Duration::from_secs(40);
 /// Time for one read of everything.
 const READ_LIMIT: Duration = Duration::from_secs(90);
 /// Time for replicas to have the last commits.
@@ -86,7 +88,11 @@ async fn restore(cluster: &Cluster, config: &Config, closing: &mut Closing, cloc
 }
 
 async fn wait_redundant(cluster: &Cluster, config: &Config) -> Result<(), String> {
-    let limit = Duration::from_micros(config.limit_us(RESTORE_SECONDS));
+    let limit = match &config.planted {
+        None => Duration::from_micros(config.limit_us(RESTORE_SECONDS)),
+        // What such a server has lost will not come back.
+        Some(_) => PLANTED_LIMIT,
+    };
     let deadline = Instant::now() + limit;
     loop {
         let why = match cluster.redundant(usize::from(config.replication())).await {

@@ -7,16 +7,23 @@ use anyhow::Context;
 use crate::{SharedArgs, results::Results, run::Run, tidy_up};
 
 /// Workloads and faults of the scenarios.
-const SCENARIOS: [(&str, &str, &str); 10] = [
+const SCENARIOS: [(&str, &str, &str); 17] = [
     ("none", "mixed", "none"),
-    ("kill", "mixed", "kill,kill-all,terminate,roll"),
-    ("pause", "retry", "pause,throttle"),
+    ("kill", "mixed", "kill,kill-all,terminate,roll,power,power-all"),
+    ("pause", "retry", "pause,freeze,throttle,memory,crowd"),
     ("partition", "mixed", "network"),
     ("lists", "append", "kill,pause,network"),
-    ("disk", "insert", "full,files,throttle,kill"),
+    ("disk", "insert", "files-io,full,files,throttle,kill"),
     ("corruption", "aggregate", "corruption,kill"),
     ("wipe", "stream", "wipe,stale,kill"),
     ("members", "retire", "membership,kill"),
+    ("clocks", "retry", "clocks,kill,pause"),
+    ("squeeze", "squeeze", "move,kill,pause"),
+    ("sessions", "session", "kill,pause,reset"),
+    ("keys", "keys", "kill,pause,network"),
+    ("bank", "bank", "kill,pause,network"),
+    ("counter", "counter", "kill,pause,network"),
+    ("registers", "registers", "kill,pause,network"),
     ("everything", "mixed", "everything"),
 ];
 

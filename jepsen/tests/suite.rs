@@ -82,9 +82,10 @@ fn faults_of(dir: &Path) -> Vec<(Value, Value)> {
     let text = std::fs::read_to_string(dir.join("schedule.jsonl")).expect("it was written");
     let lines = text.lines().map(|line| serde_json::from_str(line).expect("it is JSON"));
     let mut records: Vec<Value> = lines.collect();
-    records.sort_by_key(|record| record["event"]["id"].as_u64());
-    let begun = records.iter().filter(|record| record["nodes"] != serde_json::json!([]));
-    begun.map(|record| (record["event"]["kind"].clone(), record["nodes"].clone())).collect()
+    let at = |record: &Value, path: &str| record.pointer(path).cloned().unwrap_or_default();
+    records.sort_by_key(|record| at(record, "/event/id").as_u64());
+    let begun = records.iter().filter(|record| at(record, "/nodes") != serde_json::json!([]));
+    begun.map(|record| (at(record, "/event/kind"), at(record, "/event/target"))).collect()
 }
 
 /// On loopback addresses, with the link proxy: that way is not taken by the others where there are namespaces.
@@ -92,8 +93,17 @@ fn faults_of(dir: &Path) -> Vec<(Value, Value)> {
 fn a_run_is_done_again_with_the_same_faults() {
     let dir = place(&format!("again-{}", std::process::id()));
     let output = harness()
-        .args(["run", "--workload", "retry", "--nemesis", "pair,reorder", "--seed", "5", "--loopback"])
-        .args(["--slack", SLACK, "--seconds", "15", "--clients", "4", "--keep"])
+        .args([
+            "run",
+            "--workload",
+            "retry",
+            "--nemesis",
+            "pair,reorder",
+            "--seed",
+            "5",
+            "--loopback",
+        ])
+        .args(["--slack", SLACK, "--seconds", "15", "--clients", "4", "--rate", "3", "--keep"])
         .arg("--dir")
         .arg(&dir)
         .output()

@@ -67,7 +67,15 @@ mod tests {
 
     fn fault(effective: bool) -> Record {
         let target = Target::Nodes(vec!["d1".into()]);
-        let event = Event { id: 0, at_ms: 0, for_ms: 0, kind: Kind::Kill, target, salt: 0, after_acks: None };
+        let event = Event {
+            id: 0,
+            at_ms: 0,
+            for_ms: 0,
+            kind: Kind::Kill,
+            target,
+            salt: 0,
+            after_acks: None,
+        };
         Record {
             event,
             nodes: vec!["d1".into()],

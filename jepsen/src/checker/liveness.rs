@@ -66,7 +66,15 @@ mod tests {
     fn a_node_that_does_not_start_again_is_found() {
         let mut plant = Plant::default();
         let target = Target::Nodes(vec!["d1".into()]);
-        let event = Event { id: 0, at_ms: 0, for_ms: 0, kind: Kind::Flip, target, salt: 0, after_acks: None };
+        let event = Event {
+            id: 0,
+            at_ms: 0,
+            for_ms: 0,
+            kind: Kind::Flip,
+            target,
+            salt: 0,
+            after_acks: None,
+        };
         plant.evidence.faults.push(Record {
             event,
             nodes: vec!["d1".into()],

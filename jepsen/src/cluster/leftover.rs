@@ -3,7 +3,10 @@
 //! Every run notes its directory under its process id. A note whose process is gone names processes to end and file
 //! systems to unmount: only those that lie in, or were started for, that directory.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 
@@ -32,8 +35,10 @@ impl Drop for Note {
     }
 }
 
+/// Every user has a place of its own: nobody can end another one's processes.
 fn notes() -> PathBuf {
-    std::env::temp_dir().join("hypertide-jepsen-runs")
+    let user = std::fs::metadata("/proc/self").map_or(0, |own| own.uid());
+    std::env::temp_dir().join(format!("hypertide-jepsen-runs-{user}"))
 }
 
 /// When a process began, in ticks since the machine did.

@@ -3,6 +3,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod command;
+pub(crate) mod group;
 pub(crate) mod leftover;
 pub(crate) mod links;
 pub(crate) mod net;

@@ -136,14 +136,6 @@ impl Node {
         self.child.lock().unwrap_or_else(PoisonError::into_inner).is_some() && !self.alive()
     }
 
-    /// Bytes of addresses that the process has.
-    pub(crate) fn mapped_bytes(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()?)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"))?;
-        let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-        Some(kib << 10)
-    }
-
     /// The switchboard for faults of its files and clock; why there is none.
     pub(crate) fn board(&self) -> Result<&Board, String> {
         self.board.as_ref().map_err(Clone::clone)

@@ -154,11 +154,14 @@ static void note(int fd, off_t at, size_t length, int truncation) {
         undo->truncation = 1;
     }
     undo->old = calloc(1, length + 1);
-    undo->fd = fcntl(fd, F_DUPFD_CLOEXEC, 1000);
+    /* The node's own descriptor may be for writing only. */
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    undo->fd = open(link, O_RDWR | O_CLOEXEC);
     if (!undo->old || undo->fd < 0) { free(undo->old); free(undo); return; }
-    known[undo->fd] = 1;
+    if (undo->fd < FDS) known[undo->fd] = 1;
     for (size_t done = 0; done < length;) {
-        ssize_t got = pread64(fd, undo->old + done, length - done, at + done);
+        ssize_t got = pread64(undo->fd, undo->old + done, length - done, at + done);
         if (got <= 0) break;
         done += got;
     }

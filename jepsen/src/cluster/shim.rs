@@ -146,6 +146,48 @@ mod tests {
         }
     }
 
+    /// What a program wrote and never synced is gone in part after a power cut, whole sectors of it.
+    #[tokio::test]
+    async fn a_power_cut_takes_a_part_of_what_was_not_synced() {
+        use std::{io::Write, process::Stdio, time::Instant};
+        const SECTORS: usize = 256;
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let place = dir.path().join("node");
+        std::fs::create_dir(&place).expect("it can be made");
+        let (file, board) = (place.join("file"), dir.path().join("board"));
+        std::fs::write(&file, vec![b'a'; SECTORS * 512]).expect("it can be written");
+        let library = compile(dir.path()).await.expect("there is a compiler");
+        let program =
+            run(&["sh", "-c", "readlink -f $(command -v dd)"]).await.expect("there is dd");
+        let board_of = Board::make(&board, true).expect("it can be made");
+        let names = environment((&library, Path::new(program.trim())), (&place, &board));
+        let mut writer = std::process::Command::new("dd");
+        writer.args(["bs=512", "conv=notrunc", &format!("of={}", file.display())]);
+        writer.envs(names).stdin(Stdio::piped()).stderr(Stdio::null());
+        let mut writer = writer.spawn().expect("it can be run");
+        // The pipe stays open, so that it waits for more.
+        let mut pipe = writer.stdin.take().expect("it is a pipe");
+        pipe.write_all(&[b'b'; SECTORS * 512]).expect("it reads");
+        let deadline = Instant::now() + std::time::Duration::from_secs(20);
+        let all_written =
+            || std::fs::read(&file).is_ok_and(|bytes| bytes.iter().all(|b| *b == b'b'));
+        while !all_written() {
+            assert!(Instant::now() < deadline, "it does not write");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        board_of.set(Word::Seed, 6).expect("it can be written");
+        board_of.set(Word::Cut, 1).expect("it can be written");
+        let ended = writer.wait().expect("it ends");
+        assert!(!ended.success());
+        let bytes = std::fs::read(&file).expect("it is there");
+        let sectors: Vec<&[u8]> = bytes.chunks(512).collect();
+        let of = |byte: u8| sectors.iter().filter(|s| s.iter().all(|b| *b == byte)).count() as u64;
+        assert_eq!(of(b'a') + of(b'b'), SECTORS as u64);
+        assert_eq!(board_of.get(Word::SectorsLost).expect("it can be read"), of(b'a'));
+        assert_eq!(board_of.get(Word::SectorsKept).expect("it can be read"), of(b'b'));
+        assert!(of(b'a') > 0 && of(b'b') > 0, "{} lost, {} kept", of(b'a'), of(b'b'));
+    }
+
     #[test]
     fn what_is_written_is_read_and_taken_back() {
         let dir = tempfile::tempdir().expect("a temporary directory");

@@ -102,7 +102,7 @@ kinds! {
     Files = "files" in Resources,
     /// every sync of one node takes long
     SyncStall = "sync-stall" in Resources,
-    /// one node gets no more memory than it has
+    /// one node gets next to no further memory
     Memory = "memory" in Resources,
     /// an access node is full of idle connections
     Crowd = "crowd" in Resources,

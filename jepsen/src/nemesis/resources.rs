@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::{Effect, Nemesis, plan::Event, plan::Kind, rest};
-use crate::cluster::{Node, command};
+use crate::cluster::{Node, command, group::Group};
 
 /// A turn of a throttled process: it runs, then it waits.
 const RUN: Duration = Duration::from_millis(15);
 const WAIT: Duration = Duration::from_millis(135);
 /// Memory beyond what a process has that it may still get.
-const MEMORY_MARGIN: u64 = 1 << 20;
+const MEMORY_BYTES: u64 = 2 << 20;
 
 impl Nemesis {
     pub(super) async fn resources(&self, event: &Event, node: &Node) -> anyhow::Result<Effect> {
@@ -39,28 +39,31 @@ impl Nemesis {
         Ok(if turns > 0 { Effect::seen(proof) } else { Effect::unseen(proof) })
     }
 
-    /// Limits the process to the memory that it has: the next that it asks for ends it, as a machine without memory would.
+    /// Gives the process next to no further memory: the kernel ends it when it needs some and there is none.
     async fn memory(&self, event: &Event, node: &Node) -> anyhow::Result<Effect> {
-        let Some((pid, mapped)) = node.pid().zip(node.mapped_bytes()) else {
+        let Some(pid) = node.pid() else {
             return Ok(Effect::Skipped(format!("{} does not run", node.name)));
         };
-        let pid = format!("--pid={pid}");
-        let get = ["prlimit", &pid, "--as", "--noheadings", "--output=SOFT"];
-        let Ok(usual) = command::run(&get).await else {
-            return Ok(Effect::Skipped("prlimit cannot be used".into()));
+        let group = match Group::make("memory", pid) {
+            Ok(group) => group,
+            Err(why) => return Ok(Effect::Skipped(why)),
         };
-        let set = |limit: &str| format!("--as={}:", limit.trim());
-        command::run(&["prlimit", &pid, &set(&(mapped + MEMORY_MARGIN).to_string())]).await?;
-        rest(event).await;
+        let starved = async {
+            group.set("memory.limit_in_bytes", &MEMORY_BYTES.to_string())?;
+            group.enter()?;
+            rest(event).await;
+            group.get("memory.failcnt")
+        }
+        .await;
         let ended = !node.alive();
+        // Whatever came of it, the node is not left without.
+        group.leave()?;
         if ended {
             self.revive(node).await?;
-        } else {
-            command::run(&["prlimit", &pid, &set(&usual)]).await?;
         }
-        let proof = format!("{} MiB of addresses at most; it ended: {ended}", mapped >> 20);
-        // One that got by without asking for memory did not notice.
-        Ok(if ended { Effect::seen(proof) } else { Effect::unseen(proof) })
+        let failed: u64 = starved?.parse().unwrap_or_default();
+        let proof = format!("{failed} times there was no memory; the process ended: {ended}");
+        Ok(if ended || failed > 0 { Effect::seen(proof) } else { Effect::unseen(proof) })
     }
 
     /// Limits the process to the files that it has open.

@@ -325,8 +325,9 @@ impl Writer {
             }
             let proposal = self.engine.catalog.propose(Command::Commit(record), deadline).await;
             match proposal {
-                Ok((index, Ok(Outcome::Committed { decision, .. }))) => {
-                    return Ok(self.committed(index, decision, deadline).await);
+                // A proposal whose answer was lost may have committed it in an earlier entry than this answer's.
+                Ok((_, Ok(Outcome::Committed { csn, decision }))) => {
+                    return Ok(self.committed(csn.index(), decision, deadline).await);
                 }
                 Ok((_, Ok(Outcome::Duplicate { rows, .. }))) => return Ok(Committed::Before(rows)),
                 Ok((_, Ok(_))) => return Err(Error::of("40001", "the transaction was aborted")),
@@ -362,8 +363,8 @@ impl Writer {
         let deadline = Instant::now() + SETTLE_TIMEOUT;
         let abort = Command::Abort { txn: self.txn };
         match self.engine.catalog.propose(abort, deadline).await {
-            Ok((index, Ok(Outcome::Committed { decision, .. }))) => {
-                Ok(self.committed(index, decision, deadline).await)
+            Ok((_, Ok(Outcome::Committed { csn, decision }))) => {
+                Ok(self.committed(csn.index(), decision, deadline).await)
             }
             Ok((_, Ok(_))) if error.state.0 == "08007" => {
                 let message = "the transaction was aborted: the log did not answer in time";

@@ -83,6 +83,19 @@ async fn a_lost_answer_is_asked_for_again() {
     }
 }
 
+/// The entry that an acknowledgement names is the one that reads see the rows from, not the one of a later attempt.
+#[tokio::test]
+async fn a_commit_is_told_where_it_took_effect_first() {
+    let index = async |lost, applied, patience| match commit(lost, applied, patience).await {
+        Ok(Committed::Now(index)) => index,
+        other => panic!("{other:?}"),
+    };
+    let patience = Duration::from_secs(60);
+    let first = index(0, false, patience).await;
+    assert_eq!(index(1, true, patience).await, first, "proposed again");
+    assert_eq!(index(1, true, Duration::ZERO).await, first, "settled by an abort");
+}
+
 #[tokio::test]
 async fn an_abort_settles_what_is_unknown() {
     // There is no time to propose again, but the abort is answered.
