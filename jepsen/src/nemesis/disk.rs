@@ -19,6 +19,8 @@ use crate::{
 const READY_LIMIT: Duration = Duration::from_secs(45);
 /// Time for what was damaged to be whole again, before the next fault may come.
 const REPAIR_LIMIT: Duration = Duration::from_secs(120);
+/// Time for the cluster to notice that a disk is not what it was.
+const NOTICE_TIME: Duration = Duration::from_secs(5);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Bits flipped at one time.
 const BITS: u64 = 8;
@@ -43,7 +45,7 @@ impl Nemesis {
                 done?
             }
         };
-        let healed = self.wait_redundant(REPAIR_LIMIT).await;
+        let healed = self.whole_again(event).await;
         if let (Err(error), Effect::Done { .. }) = (healed, &effect) {
             let words =
                 format!("{} was not whole again {REPAIR_LIMIT:?} after: {error:#}", node.name);
@@ -62,12 +64,24 @@ impl Nemesis {
         node.kill().await?;
         empty(&node.dir)?;
         self.revive(node).await?;
+        // What is wrong is told either way; the next fault must not hit the only good copy meanwhile.
+        tokio::time::sleep(NOTICE_TIME).await;
+        self.wait_redundant(REPAIR_LIMIT).await.ok();
         let what = match done {
             Ok(Effect::Done { proof, .. }) => proof.as_str(),
             _ => "nothing",
         };
         let words = format!("after {what}: {error:#}; it was given an empty disk");
         anyhow::bail!(super::Down(words))
+    }
+
+    /// Waits until what was damaged is whole. A disk that came back empty or old counts as whole until the cluster has
+    /// noticed, and the next fault would hit the only good copy.
+    async fn whole_again(&self, event: &Event) -> anyhow::Result<()> {
+        if event.kind != Kind::Full {
+            tokio::time::sleep(NOTICE_TIME).await;
+        }
+        self.wait_redundant(REPAIR_LIMIT).await
     }
 
     async fn ready(&self) -> anyhow::Result<()> {
