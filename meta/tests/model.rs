@@ -83,6 +83,25 @@ fn keyed_commits_never_go_over_what_they_missed() {
 }
 
 #[test]
+fn keyed_commits_agree_over_generations() {
+    let keyed = Setting { classes: [Class::Keyed; 2], seals: true, ..appends(2, 0, 0) };
+    assert_sound("keyed generations", keyed, 1_000);
+    let bug = Setting { limits: limits(1, 0, 0), ..keyed };
+    assert_found(Bug::GenerationUnseen, bug, "I5");
+}
+
+#[test]
+fn deletes_from_sealed_chunks_are_safe() {
+    let deletes = Setting { classes: [Class::Delete; 2], seals: true, ..appends(2, 1, 0) };
+    assert_sound("deletes", deletes, 1_000);
+    let mixed =
+        Setting { classes: [Class::Delete, Class::Append], seals: true, ..appends(2, 1, 0) };
+    assert_sound("deletes beside appends", mixed, 1_000);
+    let bug = Setting { limits: limits(1, 0, 0), ..deletes };
+    assert_found(Bug::NoReservation, bug, "I5");
+}
+
+#[test]
 fn keyed_commits_and_upserts_agree() {
     let mixed = Setting { classes: [Class::Upsert, Class::Keyed], ..appends(1, 1, 0) };
     assert_sound("mixed", mixed, 1_000);

@@ -41,6 +41,10 @@ pub enum Code {
     DiskFull,
     /// The request holds an old view of the catalog.
     Stale,
+    /// Another transaction is about to change the same.
+    Reserved,
+    /// A commit changed the same that the request's snapshot does not have.
+    Contended,
     /// Stored bytes are wrong.
     Damaged,
     /// The snapshot's rows are merged away.
@@ -56,7 +60,7 @@ pub enum Code {
 }
 
 /// Every code with its name on the wire and its gRPC counterpart.
-const CODES: [(Code, &str, GrpcCode); 15] = [
+const CODES: [(Code, &str, GrpcCode); 17] = [
     (Code::Invalid, "invalid", GrpcCode::InvalidArgument),
     (Code::NotFound, "not-found", GrpcCode::NotFound),
     (Code::WrongNode, "wrong-node", GrpcCode::FailedPrecondition),
@@ -66,6 +70,8 @@ const CODES: [(Code, &str, GrpcCode); 15] = [
     (Code::Overloaded, "overloaded", GrpcCode::ResourceExhausted),
     (Code::DiskFull, "disk-full", GrpcCode::ResourceExhausted),
     (Code::Stale, "stale", GrpcCode::Aborted),
+    (Code::Reserved, "reserved", GrpcCode::Aborted),
+    (Code::Contended, "contended", GrpcCode::Aborted),
     (Code::Damaged, "damaged", GrpcCode::DataLoss),
     (Code::SnapshotTooOld, "snapshot-too-old", GrpcCode::OutOfRange),
     (Code::Cancelled, "cancelled", GrpcCode::Cancelled),

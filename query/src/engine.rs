@@ -13,6 +13,7 @@ use hypertide_proto::client::Channels;
 use crate::{
     Error, context,
     exec::{Pace, Suspects},
+    turns::Turns,
 };
 
 /// Limits of an access node's sessions.
@@ -47,6 +48,8 @@ pub struct Engine {
     pub(crate) suspects: Suspects,
     /// How fast data nodes answer.
     pub(crate) pace: Pace,
+    /// Who changes the rows of a table next.
+    pub(crate) turns: Turns,
 }
 
 impl Engine {
@@ -59,7 +62,7 @@ impl Engine {
         let pool = Arc::new(FairSpillPool::new(config.memory_bytes));
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc()?;
         let template = context::template(Arc::clone(&runtime))?;
-        let (suspects, pace) = (Suspects::default(), Pace::default());
-        Ok(Arc::new(Self { catalog, channels, runtime, config, template, suspects, pace }))
+        let (suspects, pace, turns) = (Suspects::default(), Pace::default(), Turns::default());
+        Ok(Arc::new(Self { catalog, channels, runtime, config, template, suspects, pace, turns }))
     }
 }

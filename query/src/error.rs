@@ -362,7 +362,7 @@ impl From<RpcError> for Error {
             Code::DiskFull => "53100",
             Code::Damaged => "XX001",
             Code::SnapshotTooOld => "72000",
-            Code::Stale => "40001",
+            Code::Stale | Code::Reserved | Code::Contended => "40001",
             _ => "XX000",
         };
         Self::of(state, error.message)

@@ -20,6 +20,7 @@ mod session;
 mod settings;
 mod shield;
 mod sql;
+mod turns;
 mod views;
 
 pub use engine::{Engine, EngineConfig};

@@ -449,6 +449,13 @@ impl Session {
         Ok(Snapshot { csn: image.snapshot(), image, own })
     }
 
+    /// The snapshot of a statement that changes rows: the last one, whatever is enough to read.
+    pub(crate) async fn fresh_snapshot(&mut self) -> Result<Snapshot, Error> {
+        let image = self.engine.catalog.barrier(self.commit_deadline()).await?;
+        let own = self.block.writer().map(Writer::txn);
+        Ok(Snapshot { csn: image.snapshot(), image, own })
+    }
+
     /// What a statement that begins now runs in.
     pub(crate) async fn frame(&mut self) -> Result<Frame, Error> {
         let snapshot = self.snapshot().await?;

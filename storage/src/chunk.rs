@@ -15,6 +15,9 @@
 //!   and the decision until the commit came from another replica: every start finds the chunk damaged until then.
 //! - The chain is the same on every replica that applied the same commits.
 //! - A replica that the catalog has no more stays as it is for older snapshots, and is reported no more (`chunk/removed.rs`).
+//! - Of two transactions that reserve the same, and of which neither knows the other, every replica that has seen both
+//!   refuses one. What was reserved by commits that came in an earlier run, or from another replica, is not known in
+//!   detail: a transaction that does not know them is refused whatever it reserves.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,9 +40,11 @@ use crate::{
 };
 
 mod removed;
+mod reserved;
 
 pub(crate) use removed::Presence;
 use removed::Removed;
+pub(crate) use reserved::{Contention, last_reserved, without_own};
 
 /// The hash of a transaction's rows for one chunk: xxh3-128 over the big-endian hashes of its parts in order of number.
 #[must_use]
@@ -111,8 +116,12 @@ struct Replica {
     stored: Stored,
     applied: Point,
     commits: BTreeMap<Csn, Commit>,
-    /// When the last delete came in this run.
-    deleted_at: Option<Instant>,
+    /// When deletes came, those of the file before all in this run.
+    deleted_at: BTreeMap<Csn, Option<Instant>>,
+    /// What commits after `known` reserved: of those up to it nothing is known here any more.
+    reserved: BTreeMap<Csn, Vec<Tombstone>>,
+    reserved_places: usize,
+    known: Csn,
     /// Why the whole replica cannot be used.
     damaged: Option<String>,
     /// A scan met wrong bytes; what else there is may still be read.
@@ -224,6 +233,10 @@ impl Replicas {
         let replica = self.chunks.entry(chunk).or_default();
         replica.stored = stored;
         replica.applied = stored.flushed;
+        replica.forget_reserved(stored.deleted);
+        if stored.deletes > 0 {
+            replica.deleted_at.insert(stored.deleted, None);
+        }
     }
 
     /// How a part stands to what is known.
@@ -296,9 +309,18 @@ impl Replicas {
                 self.gone.entry(chunk).or_default().extend(keys.map(|key| (key, *csn)));
                 continue;
             }
+            replica.reserve(*csn, &parts);
+            let parts = match without_own(parts.clone()) {
+                Ok(parts) => parts,
+                Err(error) => {
+                    let what = format!("commit {csn} cannot delete from itself: {error}");
+                    replica.damaged.get_or_insert(what);
+                    parts
+                }
+            };
             let commit = Commit::new(decision.txn, (*csn, prev_of(links, chunk)), parts, now);
             if commit.deletes().next().is_some() {
-                replica.deleted_at = Some(now);
+                replica.deleted_at.insert(*csn, Some(now));
             }
             replica.commits.insert(*csn, Commit { durable, ..commit });
             replica.advance();
@@ -392,6 +414,7 @@ impl Replicas {
         if let Some(replica) = self.chunks.get_mut(&chunk) {
             assert_eq!(stored.flushed, replica.stored.flushed, "a rewrite takes in no commit");
             replica.stored = stored;
+            replica.deleted_at = replica.deleted_at.split_off(&stored.horizon.next());
         }
     }
 
@@ -434,8 +457,9 @@ impl Replicas {
         replica.spec = Some(spec);
         if stored.deletes > 0 && stored.deleted > replica.stored.deleted {
             // How old they are is not known here: their rows stay as if they came now.
-            replica.deleted_at = Some(at);
+            replica.deleted_at.insert(stored.deleted, Some(at));
         }
+        replica.forget_reserved(stored.deleted);
         replica.stored = stored;
         replica.applied = stored.flushed;
         if whole {
@@ -524,53 +548,6 @@ impl Replicas {
         View { recent: all, deletes, stored: replica.stored, presence: replica.presence() }
     }
 
-    /// Why a delete that knows the chunk up to `snapshot` cannot be taken in: another one that it does not know.
-    ///
-    /// Of two deletes each of which does not know the other, every replica that has seen both refuses one. Rows that
-    /// came after the snapshot do not count: the delete does not touch them.
-    pub(crate) fn contention(&self, key: PartKey, snapshot: Csn) -> Option<String> {
-        let others = self.pending.iter().filter(|(txn, _)| **txn != key.txn);
-        for (txn, pending) in others {
-            let mut parts = pending.parts.range((key.chunk, 0)..=(key.chunk, u32::MAX));
-            if parts.any(|(_, rows)| rows.tombstone.is_some()) {
-                return Some(format!("{txn} is about to delete from it"));
-            }
-        }
-        let replica = self.chunks.get(&key.chunk)?;
-        let mut recent = replica.commits.iter().rev();
-        let recent = recent.find(|(_, commit)| commit.deletes().next().is_some());
-        let last = recent.map_or(replica.stored.deleted, |(csn, _)| *csn);
-        (last > snapshot).then(|| format!("commit {last} deleted from it after {snapshot}"))
-    }
-
-    /// Deletes of a chunk that its rows still wait for.
-    pub(crate) fn delete_count(&self, chunk: ChunkId) -> u64 {
-        let Some(replica) = self.chunks.get(&chunk) else { return 0 };
-        let recent = replica.commits.values().flat_map(Commit::deletes).count() as u64;
-        replica.stored.deletes + recent
-    }
-
-    /// Whether all deletes of a chunk are older than `age`; those from before `opened` count from there.
-    pub(crate) fn deletes_aged(
-        &self,
-        chunk: ChunkId,
-        age: Duration,
-        (opened, now): (Instant, Instant),
-    ) -> bool {
-        let last = self.chunks.get(&chunk).and_then(|replica| replica.deleted_at);
-        now.saturating_duration_since(last.unwrap_or(opened)) >= age
-    }
-
-    /// Chunks whose segments hold rows of deletes that are old enough to take them out.
-    pub(crate) fn with_deletes(&self, age: Duration, times: (Instant, Instant)) -> Vec<ChunkId> {
-        let waiting = |(_, replica): &(&ChunkId, &Replica)| {
-            let whole = replica.damaged.is_none() && replica.suspect.is_none();
-            replica.stored.deletes > 0 && whole && replica.removed.is_none()
-        };
-        let chunks = self.chunks.iter().filter(waiting).map(|(chunk, _)| *chunk);
-        chunks.filter(|chunk| self.deletes_aged(*chunk, age, times)).collect()
-    }
-
     /// Marks a chunk's bytes as wrong; the first reason stays.
     pub(crate) fn mark_damaged(&mut self, chunk: ChunkId, what: &str) {
         let replica = self.chunks.entry(chunk).or_default();
@@ -644,7 +621,8 @@ impl Commit {
     /// The deletes among its parts.
     pub(crate) fn deletes(&self) -> impl Iterator<Item = Delete> {
         let tombstones = self.parts.iter().filter_map(|rows| rows.tombstone.as_ref());
-        tombstones.map(|tombstone| Delete { csn: self.csn, tombstone: tombstone.clone() })
+        let taking = tombstones.filter(|tombstone| tombstone.takes_rows());
+        taking.map(|tombstone| Delete { csn: self.csn, tombstone: tombstone.without_places() })
     }
 
     fn new(txn: TxnId, at: (Csn, Option<Csn>), parts: Vec<Arc<Rows>>, since: Instant) -> Self {

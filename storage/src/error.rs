@@ -37,7 +37,15 @@ pub enum Error {
         /// The part.
         number: u32,
     },
-    /// Another transaction deleted from the chunk, or is about to, that this one does not know of.
+    /// Another transaction is about to change the same. It may still be aborted.
+    #[error("chunk {chunk}: {what}")]
+    Reserved {
+        /// The chunk.
+        chunk: ChunkId,
+        /// What the other one does.
+        what: String,
+    },
+    /// A commit changed the same that this transaction does not know of.
     #[error("chunk {chunk}: {what}")]
     Contended {
         /// The chunk.
@@ -81,7 +89,9 @@ impl From<Error> for RpcError {
             Error::Disk { .. } => Code::Internal,
             Error::Damaged { .. } => Code::Damaged,
             Error::Invalid(_) | Error::Conflict { .. } => Code::Invalid,
-            Error::Contended { .. } | Error::Removed(_) => Code::Stale,
+            Error::Reserved { .. } => Code::Reserved,
+            Error::Contended { .. } => Code::Contended,
+            Error::Removed(_) => Code::Stale,
             Error::SnapshotTooOld { .. } => Code::SnapshotTooOld,
             Error::Overloaded(_) => Code::Overloaded,
             Error::DiskFull(_) => Code::DiskFull,

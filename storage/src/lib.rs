@@ -47,4 +47,4 @@ pub use store::{
     scrub::IntegrityStats,
 };
 pub use summary::{ChunkSummary, ColumnSummary};
-pub use tombstone::Tombstone;
+pub use tombstone::{Listed, TOMBSTONE_BYTES_MAX, Tombstone};

@@ -46,6 +46,7 @@ use hypertide_proto::{
     schema::OLDER_ROWS_KEY,
 };
 
+pub(crate) use self::blocks::older;
 use self::{
     blocks::Blocks,
     latest::Finder,
@@ -56,11 +57,12 @@ pub use self::{
     listed::{Answer, Asked, ColumnAnswer},
 };
 use crate::{
-    Error, Tombstone,
+    Error,
     chunk::Rows,
     segment::{BLOCK_ROWS, Segment},
     store::file::{ChunkFile, Segments},
     summary::{ChunkSummary, summarize},
+    tombstone::Deletes,
 };
 
 /// Blocks after which a scan that found nothing gives an empty batch.
@@ -120,7 +122,7 @@ pub(crate) struct Source {
     pub(crate) file: Arc<ChunkFile>,
     pub(crate) segments: Segments,
     /// Deletes whose rows are still in them.
-    pub(crate) deletes: Vec<Tombstone>,
+    pub(crate) deletes: Deletes,
 }
 
 /// Told of the damage that a scan meets.

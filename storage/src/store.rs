@@ -28,13 +28,14 @@ use hypertide_proto::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ChunkSummary, CompressionSpec, Error, Scan, ScanRequest, Tombstone,
-    chunk::{Decided, Presence, Replicas, Rows},
+    ChunkSummary, CompressionSpec, Error, Scan, ScanRequest,
+    chunk::{Decided, Presence, Replicas, Rows, without_own},
     compact::{self, Goal},
     journal::{Change, Journal},
     scan::Source,
     summary::distinct,
     tables::{DecisionRow, Identity, Point},
+    tombstone::Deletes,
 };
 
 mod admit;
@@ -78,7 +79,7 @@ use stop::Stop;
 /// How long a writer waits for memory.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(5);
 /// Deletes of a chunk that may wait until their rows are gone. Each costs every scan.
-const DELETES_MAX: u64 = 256;
+const DELETES_MAX: u64 = 4096;
 /// How long a scan waits until a chunk's file and what is known of it agree, and how often it looks.
 const SCAN_PATIENCE: Duration = Duration::from_secs(10);
 const SCAN_PAUSE: Duration = Duration::from_micros(100);
@@ -98,7 +99,7 @@ pub struct ChunkSpec {
     pub order_columns: Vec<String>,
 }
 
-/// Rows of one transaction for one chunk, encoded by [`crate::batch`], or a delete, encoded by [`Tombstone::encode`].
+/// Rows of one transaction for one chunk, encoded by [`crate::batch`], or a delete, encoded by [`crate::Tombstone::encode`].
 #[derive(Clone, Debug)]
 pub struct Part {
     /// The chunk.
@@ -294,9 +295,13 @@ impl ChunkStore {
                 }
                 let snapshot = request.snapshot;
                 let mut deletes = view.deletes.clone();
-                let source = file.map(|file| {
-                    deletes.extend(file.deletes(snapshot));
-                    Source { segments: file.segments(), file, deletes: deletes.clone() }
+                let stored = file.as_ref().map(|file| file.deletes(snapshot));
+                deletes.extend(stored.into_iter().flatten());
+                let deletes = Deletes::of(deletes);
+                let source = file.map(|file| Source {
+                    segments: file.segments(),
+                    file,
+                    deletes: deletes.clone(),
                 });
                 (view, source, deletes)
             };
@@ -573,21 +578,21 @@ impl Inner {
 }
 
 /// Recent rows without those that were deleted. Without deletes nothing is copied.
-fn undeleted(
-    recent: Vec<(Csn, Arc<Rows>)>,
-    deletes: &[Tombstone],
-) -> Result<Vec<Arc<Rows>>, Error> {
-    let left = recent.into_iter().map(|(csn, rows)| {
-        if deletes.iter().all(|tombstone| csn > tombstone.snapshot) {
-            return Ok(rows);
-        }
-        let whole = rows.batches.clone();
-        let left = deletes.iter().try_fold(whole, |left, delete| delete.leave(left, csn));
-        let Rows { key, hash, .. } = *rows;
+fn undeleted(recent: Vec<(Csn, Arc<Rows>)>, deletes: &Deletes) -> Result<Vec<Arc<Rows>>, Error> {
+    if deletes.is_empty() {
+        return Ok(recent.into_iter().map(|(_, rows)| rows).collect());
+    }
+    let own = recent.partition_point(|(csn, _)| *csn < Csn(u64::MAX));
+    let (committed, own) = recent.split_at(own);
+    let left = committed.iter().map(|(csn, rows)| {
+        let batches = deletes.leave(rows.batches.clone(), *csn)?;
+        let Rows { key, hash, .. } = **rows;
         let (tombstone, charge) = (None, Charge::default());
-        Ok(Arc::new(Rows { key, hash, batches: left?, tombstone, charge }))
+        Ok(Arc::new(Rows { key, hash, batches, tombstone, charge }))
     });
-    left.collect()
+    let mut left = left.collect::<Result<Vec<_>, Error>>()?;
+    left.extend(without_own(own.iter().map(|(_, rows)| Arc::clone(rows)).collect())?);
+    Ok(left)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,27 +1,38 @@
-//! Deletes that are not materialised yet: rows of up to a snapshot that pass a predicate.
+//! Deletes that are not materialised yet: rows of up to a snapshot that are named, or that pass a predicate.
 //!
 //! A tombstone travels, is journaled and is committed as a part of a transaction, like rows. It takes effect at its
-//! own commit number `csn`: a scan at a snapshot from there on does not see the rows that were committed up to the
-//! tombstone's own snapshot and pass its predicate. Every replica evaluates it over the same rows, whatever their
-//! layout, so that replicas agree.
+//! own commit number `csn`: a scan at a snapshot from there on does not see the rows that it takes, which are of commits
+//! up to the tombstone's own snapshot. Every replica evaluates it over the same rows, whatever their layout, so that
+//! replicas agree.
+//!
+//! Which rows it takes is said by their values, not by where they lie: a statement deletes all rows with the same values
+//! in the columns that it looked at, or none. So the rows that pass any condition, however it was computed, are named
+//! by the different values that those columns have in them.
 //!
 //! ```text
 //! payload  0  "HTdl"     4    no payload of rows begins so: those are zstd frames
-//!          4  version    1    1
-//!          5  snapshot and predicate, MessagePack
+//!          4  version    1    2
+//!          5  tombstone       MessagePack; the values of named rows are a payload of rows
 //! ```
 //!
-//! - A column that the rows lack is NULL in them. A test with a value of another kind than its column passes no row:
-//!   nothing is ever deleted by mistake.
-//! - Two deletes that do not know of each other never both commit: one is refused at prepare (see `Replicas`).
+//! - Of its own transaction it takes the rows of parts with smaller numbers: they are gone when the commit is known.
+//! - A column that the rows lack has the value of older rows in them where rows are named, and is NULL for a predicate.
+//!   A test with a value of another kind than its column passes no row: nothing is ever deleted by mistake.
+//! - It also reserves the places that its transaction has looked at, given as hashes, or the whole chunk: of two
+//!   transactions with a place in common that do not know of each other one is refused at prepare (see `Replicas`). A
+//!   tombstone that only reserves takes no row.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use arrow::{
     array::{Array, ArrayRef, BooleanArray, RecordBatch, new_null_array},
     buffer::BooleanBuffer,
-    compute::filter_record_batch,
-    datatypes::DataType,
+    compute::{cast, filter_record_batch},
+    datatypes::{DataType, Field, FieldRef},
+    row::{RowConverter, SortField},
 };
 use hypertide_proto::{
     ids::Csn,
@@ -33,21 +44,30 @@ use crate::{
     Error,
     batch::{self, Encoded},
     exact,
+    scan::older,
     segment::Segment,
 };
 
-const MAGIC: [u8; 4] = *b"HTdl";
-const VERSION: u8 = 1;
-/// Most bytes of an encoded tombstone.
-const BYTES_MAX: usize = 64 << 10;
+mod list;
 
-/// A delete: rows committed up to `snapshot` that pass the predicate.
+pub use self::list::Listed;
+
+const MAGIC: [u8; 4] = *b"HTdl";
+const VERSION: u8 = 2;
+/// Most bytes of an encoded tombstone.
+pub const TOMBSTONE_BYTES_MAX: usize = 4 << 20;
+
+/// A delete: rows committed up to `snapshot` that pass the predicate and, if rows are named, are among them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tombstone {
     /// Rows that were committed later stay.
     pub snapshot: Csn,
+    /// Hashes of the places that it reserves, in order; `None` for the whole chunk.
+    pub touched: Option<Vec<u64>>,
     /// The predicate, exactly: not only what may be left out.
     pub predicate: Predicate,
+    /// The rows that are named; all that pass the predicate when none are.
+    pub listed: Option<Listed>,
 }
 
 /// A tombstone with its place among the commits.
@@ -59,21 +79,35 @@ pub(crate) struct Delete {
 }
 
 impl Tombstone {
+    /// A delete of all rows that pass a predicate, which reserves the whole chunk.
+    #[must_use]
+    pub fn passing(snapshot: Csn, predicate: Predicate) -> Self {
+        Self { snapshot, touched: None, predicate, listed: None }
+    }
+
+    /// A reservation that takes no row.
+    #[must_use]
+    pub fn reserving(snapshot: Csn, touched: Option<Vec<u64>>) -> Self {
+        let listed = Some(Listed::default());
+        Self { snapshot, touched, predicate: Predicate::default(), listed }
+    }
+
     /// The payload of a part: it has no rows.
     pub fn encode(&self) -> Result<Encoded, Error> {
         let mut payload = MAGIC.to_vec();
         payload.push(VERSION);
         rmp_serde::encode::write(&mut payload, self)
             .map_err(|error| Error::Invalid(format!("encode a delete: {error}")))?;
-        if payload.len() > BYTES_MAX {
+        if payload.len() > TOMBSTONE_BYTES_MAX {
             let bytes = payload.len();
-            let what = format!("a delete of {bytes} bytes is larger than {BYTES_MAX}");
+            let what = format!("a delete of {bytes} bytes is larger than {TOMBSTONE_BYTES_MAX}");
             return Err(Error::Invalid(what));
         }
+        let listed = self.listed.as_ref().map_or(0, Listed::decoded_bytes);
         Ok(Encoded {
             rows: 0,
             hash: crate::batch::hash(&payload),
-            decoded_bytes: payload.len() as u32,
+            decoded_bytes: payload.len() as u32 + listed,
             payload: payload.into(),
         })
     }
@@ -83,33 +117,62 @@ impl Tombstone {
         let rest = payload.strip_prefix(&MAGIC)?;
         let wrong = |what: &str| Error::Invalid(format!("cannot decode a delete: {what}"));
         Some(match rest.split_first() {
-            _ if payload.len() > BYTES_MAX => Err(wrong("it is too large")),
-            Some((&VERSION, body)) => {
-                rmp_serde::from_slice(body).map_err(|error| wrong(&error.to_string()))
-            }
+            _ if payload.len() > TOMBSTONE_BYTES_MAX => Err(wrong("it is too large")),
+            Some((&VERSION, body)) => match rmp_serde::from_slice::<Self>(body) {
+                Ok(tombstone) => tombstone.checked(),
+                Err(error) => Err(wrong(&error.to_string())),
+            },
             Some((version, _)) => Err(wrong(&format!("its version is {version}"))),
             None => Err(wrong("it ends early")),
         })
     }
 
+    /// The same, after a look at what only a use of it would show to be wrong.
+    fn checked(self) -> Result<Self, Error> {
+        if let Some(touched) = &self.touched
+            && !touched.is_sorted()
+        {
+            let what = "cannot decode a delete: its places are not in order";
+            return Err(Error::Invalid(what.to_owned()));
+        }
+        if let Some(listed) = &self.listed {
+            listed.values()?;
+        }
+        Ok(self)
+    }
+
+    /// Whether it may take any row: one that only reserves does not.
+    pub(crate) fn takes_rows(&self) -> bool {
+        self.listed.as_ref().is_none_or(|listed| listed.rows() > 0)
+    }
+
+    /// Whether the two have a place in common.
+    pub(crate) fn meets(&self, other: Option<&[u64]>) -> bool {
+        let (Some(own), Some(other)) = (self.touched.as_deref(), other) else { return true };
+        let (few, many) = if own.len() < other.len() { (own, other) } else { (other, own) };
+        few.iter().any(|place| many.binary_search(place).is_ok())
+    }
+
+    /// The same without what it reserves, which is of no use after the commit.
+    pub(crate) fn without_places(&self) -> Self {
+        let Self { snapshot, predicate, listed, .. } = self.clone();
+        Self { snapshot, touched: Some(Vec::new()), predicate, listed }
+    }
+
     /// Whether it may take rows of a segment.
-    pub(crate) fn concerns(&self, segment: &Segment) -> bool {
+    fn concerns(&self, segment: &Segment) -> bool {
         segment.csn_range().0 <= self.snapshot
             && self.predicate.may_pass(|column| segment.zone(column))
     }
 
     /// Whether it may take rows of a block.
-    pub(crate) fn concerns_block(&self, segment: &Segment, block: usize) -> bool {
+    fn concerns_block(&self, segment: &Segment, block: usize) -> bool {
         let early = segment.block_csn_range(block).is_none_or(|(min, _)| min <= self.snapshot);
         early && self.predicate.may_pass(|column| segment.block_zone(block, column))
     }
 
     /// Which rows pass the predicate, where `column` gives their values; `None` for a column that they lack.
-    pub(crate) fn passing(
-        &self,
-        rows: usize,
-        mut column: impl FnMut(&str) -> Result<Option<ArrayRef>, Error>,
-    ) -> Result<BooleanBuffer, Error> {
+    fn passed(&self, rows: usize, column: &mut Column<'_>) -> Result<BooleanBuffer, Error> {
         let mut passed = BooleanBuffer::new_set(rows);
         for term in &self.predicate.terms {
             let array = column(&term.column)?;
@@ -128,44 +191,170 @@ impl Tombstone {
         Ok(passed)
     }
 
-    /// Which rows of a batch in memory pass the predicate.
-    fn passing_batch(&self, batch: &RecordBatch) -> Result<BooleanBuffer, Error> {
-        let column = |name: &str| Ok(batch.column_by_name(name).map(Arc::clone));
-        self.passing(batch.num_rows(), column)
+    /// The rows that it leaves of an earlier part of its own transaction.
+    pub(crate) fn leave_own(&self, batches: Vec<RecordBatch>) -> Result<Vec<RecordBatch>, Error> {
+        // Whatever the snapshot: the transaction knows its own rows.
+        Deletes::of(vec![self.clone()]).leave(batches, Csn(0))
+    }
+}
+
+/// Gives the values of a column; `None` when the rows lack it.
+type Column<'a> = dyn FnMut(&str) -> Result<Option<ArrayRef>, Error> + 'a;
+
+/// Deletes that are applied together. However many rows are named in them, each row is looked up once for every set of
+/// columns that they are named by. Cloning is cheap.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Deletes(Arc<Together>);
+
+#[derive(Debug, Default)]
+struct Together {
+    all: Vec<Tombstone>,
+    tables: OnceLock<Vec<Table>>,
+}
+
+/// Named rows by their values in a set of columns, with the greatest snapshot that one is deleted as of.
+#[derive(Debug)]
+struct Table {
+    columns: Vec<FieldRef>,
+    rows: HashMap<Box<[u8]>, Csn>,
+}
+
+impl Deletes {
+    pub(crate) fn of(mut all: Vec<Tombstone>) -> Self {
+        all.retain(Tombstone::takes_rows);
+        Self(Arc::new(Together { all, tables: OnceLock::new() }))
     }
 
-    /// Which rows it leaves of a batch whose rows are of these commits; `None` for all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.all.is_empty()
+    }
+
+    /// Whether they may take rows of a segment.
+    pub(crate) fn concern(&self, segment: &Segment) -> bool {
+        self.0.all.iter().any(|delete| delete.concerns(segment))
+    }
+
+    /// Whether they may take rows of a block.
+    pub(crate) fn concern_block(&self, segment: &Segment, block: usize) -> bool {
+        self.0.all.iter().any(|delete| delete.concerns_block(segment, block))
+    }
+
+    /// Which rows they leave of those whose values `column` gives, by the commit of each; `None` for all.
     pub(crate) fn kept(
         &self,
-        batch: &RecordBatch,
         csns: &[u64],
+        mut column: impl FnMut(&str) -> Result<Option<ArrayRef>, Error>,
     ) -> Result<Option<BooleanArray>, Error> {
-        Ok(kept(&self.passing_batch(batch)?, self.snapshot, csns))
+        let mut gone = BooleanBuffer::new_unset(csns.len());
+        for delete in self.0.all.iter().filter(|delete| delete.listed.is_none()) {
+            let passed = delete.passed(csns.len(), &mut column)?;
+            let early: BooleanBuffer = csns.iter().map(|csn| *csn <= delete.snapshot.0).collect();
+            gone = &gone | &(&passed & &early);
+        }
+        for table in self.tables()? {
+            gone = &gone | &table.gone(csns, &mut column)?;
+        }
+        Ok((gone.count_set_bits() > 0).then(|| BooleanArray::new(!&gone, None)))
     }
 
-    /// The rows it leaves of batches that were committed together at `csn`.
+    /// The rows that they leave of batches that were committed together at `csn`.
     pub(crate) fn leave(
         &self,
         batches: Vec<RecordBatch>,
         csn: Csn,
     ) -> Result<Vec<RecordBatch>, Error> {
-        if csn > self.snapshot {
+        if self.0.all.iter().all(|delete| csn > delete.snapshot) {
             return Ok(batches);
         }
         let left = batches.into_iter().map(|batch| {
-            let mask = BooleanArray::new(!&self.passing_batch(&batch)?, None);
-            filter_record_batch(&batch, &mask)
-                .map_err(|error| Error::Invalid(format!("leave out deleted rows: {error}")))
+            let csns = vec![csn.0; batch.num_rows()];
+            let column = |name: &str| Ok(batch.column_by_name(name).map(Arc::clone));
+            match self.kept(&csns, column)? {
+                None => Ok(batch),
+                Some(kept) => filter_record_batch(&batch, &kept)
+                    .map_err(|error| Error::Invalid(format!("leave out deleted rows: {error}"))),
+            }
         });
         left.collect()
     }
+
+    /// The named rows, put together at their first use.
+    fn tables(&self) -> Result<&[Table], Error> {
+        if let Some(tables) = self.0.tables.get() {
+            return Ok(tables);
+        }
+        let mut tables: Vec<Table> = Vec::new();
+        for Tombstone { snapshot, listed, .. } in &self.0.all {
+            let Some(listed) = listed else { continue };
+            let values = listed.values()?;
+            let found = tables.iter().position(|table| table.columns == values.columns);
+            let at = found.unwrap_or_else(|| {
+                let columns = values.columns.clone();
+                tables.push(Table { columns, rows: HashMap::new() });
+                tables.len() - 1
+            });
+            let Some(table) = tables.get_mut(at) else { continue };
+            for row in &values.rows {
+                let last = table.rows.entry(row.clone()).or_insert(*snapshot);
+                *last = (*last).max(*snapshot);
+            }
+        }
+        Ok(self.0.tables.get_or_init(|| tables))
+    }
 }
 
-/// Of rows that passed a predicate those of commits up to the snapshot are gone; `None` when all are left.
-pub(crate) fn kept(passed: &BooleanBuffer, snapshot: Csn, csns: &[u64]) -> Option<BooleanArray> {
-    let early: BooleanBuffer = csns.iter().map(|csn| *csn <= snapshot.0).collect();
-    let gone = passed & &early;
-    (gone.count_set_bits() > 0).then(|| BooleanArray::new(!&gone, None))
+impl Table {
+    /// Which rows are among the named ones.
+    fn gone(&self, csns: &[u64], column: &mut Column<'_>) -> Result<BooleanBuffer, Error> {
+        let none = || BooleanBuffer::new_unset(csns.len());
+        let mut arrays = Vec::with_capacity(self.columns.len());
+        for field in &self.columns {
+            let array = match column(field.name())? {
+                Some(array) => plain(&array)?,
+                None => older(field, csns.len())?,
+            };
+            if array.data_type() != field.data_type() {
+                return Ok(none());
+            }
+            arrays.push(array);
+        }
+        let failed = |error| Error::Invalid(format!("compare rows with deleted ones: {error}"));
+        let rows = converter(&self.columns)?.convert_columns(&arrays).map_err(failed)?;
+        let gone = rows.iter().zip(csns).map(|(row, csn)| {
+            let last = self.rows.get(row.as_ref());
+            last.is_some_and(|last| *csn <= last.0)
+        });
+        Ok(gone.collect())
+    }
+}
+
+/// What tells rows of these columns apart.
+fn converter(columns: &[FieldRef]) -> Result<RowConverter, Error> {
+    let sort = |field: &FieldRef| SortField::new(field.data_type().clone());
+    RowConverter::new(columns.iter().map(sort).collect())
+        .map_err(|error| Error::Invalid(format!("columns that rows cannot be named by: {error}")))
+}
+
+/// The values without a dictionary.
+fn plain(array: &ArrayRef) -> Result<ArrayRef, Error> {
+    match batch::plain_type(array.data_type()) {
+        plain if plain == array.data_type() => Ok(Arc::clone(array)),
+        plain => cast(array, plain)
+            .map_err(|error| Error::Invalid(format!("texts of a dictionary: {error}"))),
+    }
+}
+
+/// The fields of a schema without what does not matter to the rows that are named by them.
+fn columns_of(fields: &[FieldRef]) -> Vec<FieldRef> {
+    let bare = |field: &FieldRef| {
+        let older = field.metadata().get(hypertide_proto::schema::OLDER_ROWS_KEY);
+        let metadata =
+            older.map(|text| (hypertide_proto::schema::OLDER_ROWS_KEY.to_owned(), text.clone()));
+        let plain = batch::plain_type(field.data_type()).clone();
+        let field = Field::new(field.name(), plain, true);
+        Arc::new(field.with_metadata(metadata.into_iter().collect()))
+    };
+    fields.iter().map(bare).collect()
 }
 
 /// Whether the values of a test are of the kind of a column. One of another kind would let every row pass.
@@ -202,7 +391,7 @@ mod tests {
     fn tombstone(terms: Vec<(&str, Test)>) -> Tombstone {
         let term = |(column, test): (&str, Test)| Term { column: column.to_owned(), test };
         let terms = terms.into_iter().map(term).collect();
-        Tombstone { snapshot: Csn(10), predicate: Predicate { terms } }
+        Tombstone::passing(Csn(10), Predicate { terms })
     }
 
     fn batch() -> RecordBatch {
@@ -220,7 +409,9 @@ mod tests {
     }
 
     fn kept_rows(terms: Vec<(&str, Test)>, csns: [u64; 3]) -> [bool; 3] {
-        let kept = tombstone(terms).kept(&batch(), &csns).expect("kinds agree");
+        let batch = batch();
+        let column = |name: &str| Ok(batch.column_by_name(name).map(Arc::clone));
+        let kept = Deletes::of(vec![tombstone(terms)]).kept(&csns, column).expect("kinds agree");
         let kept: Option<Vec<bool>> = kept.map(|kept| kept.values().iter().collect());
         kept.map_or([true; 3], |kept| kept.try_into().expect("as many as there were"))
     }

@@ -111,7 +111,7 @@ async fn delete(store: &ChunkStore, model: &mut Model, random: &mut Random) {
             assert!(!crosses, "two deletes from chunk {chunk} cross");
             model.pending.insert(id, parts);
         }
-        Err(Error::Contended { .. }) => {
+        Err(Error::Contended { .. } | Error::Reserved { .. }) => {
             assert!(crosses, "a delete from chunk {chunk} is refused without a reason");
         }
         Err(error) => panic!("{error}"),

@@ -26,6 +26,15 @@ impl Catalog {
         self.boxes_at(table, point).find(|chunk| chunk.state == ChunkState::Open)
     }
 
+    /// All chunks that hold a point, of whatever generation and state.
+    pub fn chunks_at<'a>(
+        &'a self,
+        table: TableId,
+        point: &[i64],
+    ) -> impl Iterator<Item = &'a Chunk> {
+        self.boxes_at(table, point)
+    }
+
     /// The chunks of a table whose time slice has a point in common with `range`, in order of time.
     /// The chunk of a reference table has all of time.
     pub fn chunks_overlapping(

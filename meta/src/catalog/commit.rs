@@ -7,6 +7,9 @@
 //! Keyed parts need it. Two of them may hold reservations of one key at two replicas that were never members together,
 //! and each is covered when its turn comes; acknowledgements of one epoch come from one set, in which each replica saw
 //! both.
+//!
+//! A sealed chunk takes no row any more, and still loses some: a keyed part without rows, of deletes alone, is committed
+//! to it under the same rule. Its replicas are kept and caught up like those of an open one, by commits.
 
 use hypertide_proto::{
     decision::{ChunkLink, Decision, Fate, chain_after},
@@ -97,7 +100,12 @@ impl Catalog {
 
     fn check_part(&self, part: &CommitPart) -> Result<(), Reject> {
         let chunk = self.chunks.get(&part.chunk).ok_or(Reject::ChunkClosed(part.chunk))?;
-        if chunk.state != ChunkState::Open {
+        let takes = match chunk.state {
+            ChunkState::Open => true,
+            ChunkState::Sealed => part.keyed && part.rows == 0,
+            ChunkState::Damaged => false,
+        };
+        if !takes {
             return Err(Reject::ChunkClosed(chunk.id));
         }
         let table = self.existing(chunk.table)?;

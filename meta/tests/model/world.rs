@@ -26,8 +26,16 @@ pub(crate) enum Class {
     Append,
     /// Puts a row by a rule that every replica applies in order of commits.
     Upsert,
-    /// Reserves the key: it must have seen what was committed before.
+    /// Reserves the key and puts a row: it must have seen what was committed before.
     Keyed,
+    /// Reserves the key and puts no row: it also goes to a chunk that is sealed.
+    Delete,
+}
+
+impl Class {
+    fn reserves(self) -> bool {
+        matches!(self, Self::Keyed | Self::Delete)
+    }
 }
 
 /// A rule that is taken away.
@@ -57,6 +65,8 @@ pub(crate) enum Bug {
     EpochsNotCompared,
     /// An upsert is taken where the key is reserved.
     UpsertsIgnoreReservations,
+    /// A row with a key goes to a generation that its snapshot does not know, on the word of that snapshot.
+    GenerationUnseen,
     /// The write id of a record is lost.
     WriteForgotten,
 }
@@ -211,7 +221,7 @@ impl World {
         fates: [End; TXNS],
         setting: Setting,
     ) -> u128 {
-        let keyed = setting.classes.contains(&Class::Keyed);
+        let keyed = setting.classes.iter().any(|class| class.reserves());
         let mut bytes = Vec::with_capacity(128);
         bytes.extend([self.changes, self.wipes, self.fences]);
         for node in *order {
@@ -322,16 +332,20 @@ impl World {
             End::Committed => return,
         }
         let txn = self.txns[number];
-        let open = |id: ChunkId| catalog.chunk(id).filter(|chunk| chunk.state == ChunkState::Open);
+        let deletes = setting.classes[number] == Class::Delete;
+        let takes = |chunk: &&Chunk| {
+            chunk.state == ChunkState::Open || (deletes && chunk.state == ChunkState::Sealed)
+        };
+        let open = |id: ChunkId| catalog.chunk(id).filter(takes);
         let Some(chunk) = txn.chunk.and_then(open) else {
             // Two appends differ by their names only: the first begins first.
             let alike = setting.classes == [Class::Append; TXNS] && !setting.one_write;
             if number == 0 || !alike || self.txns[0].chunk.is_some() {
-                self.begin(catalog, number, next);
+                self.begin(catalog, setting, number, next);
             }
             return;
         };
-        if setting.classes[number] == Class::Keyed && txn.epoch != chunk.epoch {
+        if setting.classes[number].reserves() && txn.epoch != chunk.epoch {
             let mut world = self.clone();
             world.look(number, chunk);
             world.txns[number].acks = [None; NODES];
@@ -355,7 +369,7 @@ impl World {
     }
 
     /// Finds the open chunk of the box, or lets the catalog make its next generation.
-    fn begin(&self, catalog: &Catalog, number: usize, next: &mut Vec<Next>) {
+    fn begin(&self, catalog: &Catalog, setting: Setting, number: usize, next: &mut Vec<Next>) {
         if fate(catalog, number) != End::Open {
             return;
         }
@@ -366,7 +380,9 @@ impl World {
             return;
         }
         let mut world = self.clone();
-        if world.txns[number].chunk.is_none() {
+        // The statement of a transaction with keys looks at them again before it writes to another generation.
+        let again = setting.classes[number].reserves() && !setting.has(Bug::GenerationUnseen);
+        if world.txns[number].chunk.is_none() || again {
             world.txns[number].snapshot = world.committed();
         }
         world.txns[number].chunk = Some(chunk.id);
@@ -405,7 +421,7 @@ impl World {
         if !self.registered(catalog, node) || txn.acks[node] == Some(rid) {
             return false;
         }
-        if class == Class::Keyed && catalog.chunk(chunk).is_none_or(|at| at.epoch != txn.epoch) {
+        if class.reserves() && catalog.chunk(chunk).is_none_or(|at| at.epoch != txn.epoch) {
             return false;
         }
         let there = |other: &usize| {
@@ -416,10 +432,10 @@ impl World {
             let reserved =
                 end == End::Open || (end == End::Committed && txn.snapshot & bit(other) == 0);
             match (class, theirs) {
-                (Class::Keyed, Class::Keyed | Class::Upsert) => {
+                (Class::Keyed | Class::Delete, Class::Keyed | Class::Delete | Class::Upsert) => {
                     reserved && !setting.has(Bug::NoReservation)
                 }
-                (Class::Upsert, Class::Keyed) => {
+                (Class::Upsert, Class::Keyed | Class::Delete) => {
                     end == End::Open && !setting.has(Bug::UpsertsIgnoreReservations)
                 }
                 _ => false,
@@ -447,7 +463,7 @@ impl World {
         if setting.has(Bug::CoordinatorTrusted) {
             acks.extend(chunk.members().filter(|rid| txn.view & bit(node_of(*rid)) == 0));
         }
-        let keyed = setting.classes[number] == Class::Keyed;
+        let keyed = setting.classes[number].reserves();
         let fenced = fate(catalog, number) == End::Aborted;
         let boot = if fenced && setting.has(Bug::BootNotChecked) { Boot(2) } else { Boot(1) };
         let forgotten = setting.has(Bug::WriteForgotten) && number == 1;
@@ -459,7 +475,7 @@ impl World {
                 epoch: txn.epoch,
                 acks,
                 hash: batch_hash(number),
-                rows: 1,
+                rows: u64::from(setting.classes[number] != Class::Delete),
                 table_version: 2,
                 keyed: keyed && !setting.has(Bug::EpochsNotCompared),
             }],
@@ -680,11 +696,13 @@ impl World {
     /// No keyed commit goes over one that its snapshot missed.
     fn check_keys(&self, setting: Setting) -> Result<(), String> {
         for (index, (chunk, txn, _)) in self.log.iter().enumerate() {
-            if setting.classes[*txn] != Class::Keyed {
+            if !setting.classes[*txn].reserves() {
                 continue;
             }
+            // A key is unique over all generations of its box; a delete looks at the rows of one.
+            let puts = |txn: usize| setting.classes[txn] == Class::Keyed;
             let missed = self.log.iter().take(index).find(|before| {
-                before.0 == *chunk
+                (before.0 == *chunk || (puts(*txn) && puts(before.1)))
                     && setting.classes[before.1] != Class::Append
                     && self.txns[*txn].snapshot & bit(before.1) == 0
             });

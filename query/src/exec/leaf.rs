@@ -170,7 +170,7 @@ impl ScanLeaf {
     }
 
     /// The same scan in the names that chunk stores have columns under.
-    pub(super) fn in_store(&self) -> Self {
+    pub(crate) fn in_store(&self) -> Self {
         if self.stored.is_empty() {
             return self.clone();
         }

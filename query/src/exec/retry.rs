@@ -27,6 +27,8 @@ pub(super) fn other_node_may_do(error: &RpcError) -> bool {
         | Code::DeadlineExceeded
         | Code::Invalid
         | Code::NotLeader
+        | Code::Reserved
+        | Code::Contended
         | Code::TooLarge
         | Code::Version => false,
     }

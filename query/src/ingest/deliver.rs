@@ -41,6 +41,8 @@ pub(crate) struct Delivery {
 pub(crate) struct Refused {
     /// Whether another attempt, or another set of replicas, may mend it.
     pub(crate) transient: bool,
+    /// Whether another transaction is about to change the same: it passes, or ends in a conflict.
+    pub(crate) reserved: bool,
     /// The error for the client when it does not.
     pub(crate) error: Error,
 }
@@ -73,11 +75,25 @@ pub(crate) async fn prepare(
     };
     answer.map_err(|error| {
         // Only what the rows themselves cause is final; a node that fails may be taken out of the replicas.
-        let transient = !matches!(error.code, Code::Invalid | Code::TooLarge);
-        let mut error = Error::from(error);
-        error.message = format!("[{name}]: {}", error.message);
-        Refused { transient, error }
+        let (code, what) = (error.code, format!("[{name}]: {}", error.message));
+        let crossed = matches!(code, Code::Reserved | Code::Contended);
+        let transient = !crossed && !matches!(code, Code::Invalid | Code::TooLarge);
+        let error = match crossed {
+            true => contended(match code {
+                Code::Reserved => "Another transaction is about to change the same rows.",
+                _ => "Another transaction has changed the same rows.",
+            }),
+            false => Error { message: what, ..Error::from(error) },
+        };
+        Refused { transient, reserved: code == Code::Reserved, error }
     })
+}
+
+/// The error of a transaction that another one crossed.
+pub(crate) fn contended(what: impl std::fmt::Display) -> Error {
+    Error::of("40001", "could not serialize access due to concurrent update")
+        .with_detail(what)
+        .with_hint("The transaction might succeed if retried.")
 }
 
 fn request(engine: &Engine, shipment: Shipment, deadline: Instant) -> PrepareRequest {

@@ -19,18 +19,20 @@ use hypertide_meta::{
 };
 use hypertide_proto::{
     decision::{Decision, Fate},
-    ids::{ChunkId, Rid, TableId, TxnId, WriteId},
+    ids::{ChunkId, Epoch, Rid, TableId, TxnId, WriteId},
 };
 use hypertide_storage::batch::{Encoded, encode};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::{
     check::check_rows,
-    deliver::{Delivery, Shipment, decide, prepare},
+    deliver::{Delivery, Shipment, contended, decide, prepare},
     gather::Gather,
     split::{Edges, Group, split},
 };
 use crate::{Engine, Error};
+
+mod reserve;
 
 /// Encoded bytes that a transaction keeps for sending them again.
 const KEPT_BYTES_MAX: usize = 256 << 20;
@@ -44,6 +46,11 @@ const GATHERED_BYTES_MAX: usize = 32 << 20;
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time after which a delivery that does not end is looked at again.
 const LOOK_DELAY: Duration = Duration::from_millis(100);
+/// Longest time that what was committed with a delete waits until all data nodes know it.
+const TELL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time that others have to let go of what they reserved, and the pause between two looks.
+const RESERVED_PATIENCE: Duration = Duration::from_secs(1);
+const RESERVED_DELAY: Duration = Duration::from_millis(4);
 /// Pause before a delivery or a proposal is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 
@@ -68,6 +75,8 @@ struct Share {
     table: Arc<Table>,
     parts: Vec<Arc<Encoded>>,
     rows: u64,
+    /// With a tombstone among the parts, the epoch in which all must acknowledge it.
+    keyed: Option<Epoch>,
     /// Parts that each disk has durably.
     acks: BTreeMap<Rid, BTreeSet<u32>>,
 }
@@ -82,6 +91,23 @@ impl Share {
     /// Disks whose acknowledgement the commit needs.
     fn needed(&self) -> impl Iterator<Item = Rid> {
         self.chunk.write_set()
+    }
+}
+
+/// Which replicas are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Members {
+    /// All whose acknowledgement is needed.
+    All,
+    /// The first in sync: whoever reserves something asks it before the others, so that of two who want the same one
+    /// gets it from all.
+    First,
+}
+
+impl Members {
+    fn of(self, share: &Share) -> impl Iterator<Item = Rid> {
+        let count = if self == Self::All { usize::MAX } else { 1 };
+        share.needed().take(count)
     }
 }
 
@@ -122,6 +148,8 @@ pub(crate) struct Writer {
     closed: Option<ChunkId>,
     /// Whether a commit was sent whose answer got lost.
     unsure: bool,
+    /// Since when others hold what this reserves.
+    held_up: Option<Instant>,
     ended: bool,
 }
 
@@ -141,6 +169,7 @@ impl Writer {
             kept_bytes: 0,
             closed: None,
             unsure: false,
+            held_up: None,
             ended: false,
         }
     }
@@ -152,6 +181,7 @@ impl Writer {
             table: Arc::clone(&share.table),
             parts: share.parts.clone(),
             rows: share.rows,
+            keyed: share.keyed,
             acks: BTreeMap::new(),
         };
         Kept {
@@ -168,6 +198,7 @@ impl Writer {
         let Kept { shares, found, edges, kept_bytes } = kept.clone();
         (writer.shares, writer.found, writer.kept_bytes) = (shares, found, kept_bytes);
         writer.edges = edges;
+        writer.renew_epochs();
         writer
     }
 
@@ -246,7 +277,7 @@ impl Writer {
         }
         self.send_encoded(0, deadline).await?;
         self.land().await;
-        self.cover(deadline).await
+        self.cover(Members::All, deadline).await
     }
 
     /// Commits. After an error the transaction is aborted, unless the error says that its outcome is unknown.
@@ -264,6 +295,11 @@ impl Writer {
             let Err(error) = result else { return result };
             match self.closed.take() {
                 _ if self.unsure => return self.settle(error).await,
+                // What was reserved in it cannot be reserved elsewhere: the statement has to look again.
+                Some(chunk) if self.reserves() => {
+                    let what = format_args!("chunk {chunk} was closed meanwhile");
+                    return Err(contended(what));
+                }
                 Some(chunk) if Instant::now() < deadline => {
                     self = self.past(chunk, deadline).await?;
                 }
@@ -331,7 +367,10 @@ impl Writer {
                 }
                 Ok((_, Ok(Outcome::Duplicate { rows, .. }))) => return Ok(Committed::Before(rows)),
                 Ok((_, Ok(_))) => return Err(Error::of("40001", "the transaction was aborted")),
-                Ok((_, Err(Reject::Uncovered(chunk)))) => self.learn(*chunk),
+                Ok((_, Err(Reject::Uncovered(chunk)))) => {
+                    self.learn(*chunk);
+                    self.check_epochs()?;
+                }
                 Ok((_, Err(Reject::ChunkClosed(chunk)))) => {
                     self.closed = Some(chunk);
                     return Err(Reject::ChunkClosed(chunk).into());
@@ -351,7 +390,11 @@ impl Writer {
 
     async fn committed(&mut self, index: u64, decision: Decision, deadline: Instant) -> Committed {
         self.ended = true;
-        self.tell(decision);
+        let told = self.tell(decision);
+        if self.reserves() {
+            // The next statement is likely to reserve the same, and would be held up.
+            tokio::time::timeout(TELL_TIMEOUT, told).await.ok();
+        }
         // The commit stands, whether or not the catalog here has caught up with it.
         self.engine.catalog.applied(index, deadline).await.ok();
         Committed::Now(index)
@@ -385,12 +428,12 @@ impl Writer {
     fn record(&self, write: Option<WriteTag>) -> CommitRecord {
         let part = |share: &Share| CommitPart {
             chunk: share.chunk.id,
-            epoch: share.chunk.epoch,
+            epoch: share.keyed.unwrap_or(share.chunk.epoch),
             acks: share.covered(),
             hash: hypertide_storage::part_hash(share.parts.iter().map(|part| part.hash)),
             rows: share.rows,
             table_version: share.table.version,
-            keyed: false,
+            keyed: share.keyed.is_some(),
         };
         CommitRecord { txn: self.txn, write, parts: self.shares.values().map(part).collect() }
     }
@@ -465,22 +508,26 @@ impl Writer {
             table: Arc::clone(table),
             parts: Vec::new(),
             rows: 0,
+            keyed: None,
             acks: BTreeMap::new(),
         });
     }
 
+    /// Counts the bytes of a part that is to be kept.
+    fn keep_bytes(&mut self, part: &Encoded) -> Result<(), Error> {
+        self.kept_bytes += part.payload.len();
+        if self.kept_bytes <= KEPT_BYTES_MAX {
+            return Ok(());
+        }
+        let limit = KEPT_BYTES_MAX >> 20;
+        let message =
+            format_args!("transaction too large: its rows take more than {limit} MiB compressed");
+        Err(Error::of("53200", message).with_hint("Write the rows in several transactions."))
+    }
+
     /// Keeps an encoded part, and gives its number.
     fn keep(&mut self, key: &Place, part: Encoded) -> Result<(ChunkId, u32), Error> {
-        self.kept_bytes += part.payload.len();
-        if self.kept_bytes > KEPT_BYTES_MAX {
-            let limit = KEPT_BYTES_MAX >> 20;
-            let message = format_args!(
-                "transaction too large: its rows take more than {limit} MiB compressed"
-            );
-            return Err(
-                Error::of("53200", message).with_hint("Write the rows in several transactions.")
-            );
-        }
+        self.keep_bytes(&part)?;
         let share = self.found.get(key).and_then(|chunk| self.shares.get_mut(chunk));
         let share = share.ok_or_else(|| Error::of("XX000", "rows without a chunk"))?;
         share.rows += u64::from(part.rows);
@@ -544,6 +591,12 @@ impl Writer {
             }
             // What may be mended is tried again when everything must be covered.
             Some(Ok(Delivery { outcome: Err(error), .. })) if error.transient => {}
+            Some(Ok(Delivery { outcome: Err(error), .. })) if error.reserved => {
+                let since = *self.held_up.get_or_insert_with(Instant::now);
+                if since.elapsed() > RESERVED_PATIENCE {
+                    self.failed.get_or_insert(error.error);
+                }
+            }
             Some(Ok(Delivery { outcome: Err(error), .. })) => {
                 self.failed.get_or_insert(error.error);
             }
@@ -557,7 +610,7 @@ impl Writer {
     /// Waits for what is under way, but for deliveries that nobody needs any more: a node that hangs is taken out of the
     /// replicas meanwhile, long before its connection breaks.
     async fn land(&mut self) {
-        while !self.under_way.is_empty() && !self.missing().is_empty() {
+        while !self.under_way.is_empty() && !self.missing(Members::All).is_empty() {
             if tokio::time::timeout(LOOK_DELAY, self.join_one()).await.is_err() {
                 self.refresh();
             }
@@ -565,13 +618,15 @@ impl Writer {
     }
 
     /// Sends what replicas still lack until none lacks anything.
-    async fn cover(&mut self, deadline: Instant) -> Result<(), Error> {
+    async fn cover(&mut self, members: Members, deadline: Instant) -> Result<(), Error> {
+        self.held_up = None;
         loop {
             if let Some(error) = self.failed.take() {
                 return Err(error);
             }
             self.refresh();
-            let missing = self.missing();
+            self.check_epochs()?;
+            let missing = self.missing(members);
             if missing.is_empty() {
                 return Ok(());
             }
@@ -580,7 +635,11 @@ impl Writer {
                 self.send(rid, parts, deadline);
             }
             self.land().await;
-            if self.missing() != before {
+            if self.missing(members) != before {
+                continue;
+            }
+            if self.held_up.is_some() {
+                tokio::time::sleep(RESERVED_DELAY).await;
                 continue;
             }
             if Instant::now() + RETRY_DELAY >= deadline {
@@ -598,11 +657,11 @@ impl Writer {
         image.catalog.data_node(rid.node).map_or_else(|| rid.to_string(), |node| node.name.clone())
     }
 
-    /// Parts that replicas of now lack.
-    fn missing(&self) -> BTreeMap<Rid, Vec<(ChunkId, u32)>> {
+    /// Parts that these of the replicas of now lack.
+    fn missing(&self, members: Members) -> BTreeMap<Rid, Vec<(ChunkId, u32)>> {
         let mut missing: BTreeMap<Rid, Vec<(ChunkId, u32)>> = BTreeMap::new();
         for (id, share) in &self.shares {
-            for rid in share.needed() {
+            for rid in members.of(share) {
                 let acks = share.acks.get(&rid);
                 let lacks = (0..share.parts.len() as u32)
                     .filter(|number| !acks.is_some_and(|acks| acks.contains(number)))
@@ -635,13 +694,13 @@ impl Writer {
     }
 
     /// Tells the data nodes in the background what became of the transaction.
-    fn tell(&self, decision: Decision) {
+    fn tell(&self, decision: Decision) -> JoinHandle<()> {
         let disks: BTreeSet<Rid> = self
             .shares
             .values()
             .flat_map(|share| share.acks.keys().copied().chain(share.needed()))
             .collect();
-        tokio::spawn(decide(Arc::clone(&self.engine), disks, decision));
+        tokio::spawn(decide(Arc::clone(&self.engine), disks, decision))
     }
 }
 

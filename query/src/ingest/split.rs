@@ -21,6 +21,8 @@ use hypertide_proto::{
     time::DAY_MICROS,
 };
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::check::null_in;
 use crate::Error;
 
@@ -113,6 +115,26 @@ pub(crate) fn split(table: &Table, edges: &Edges, rows: &RecordBatch) -> Result<
         }
     }
     Ok(group(count, &keys, &coordinates))
+}
+
+/// What tells rows apart for those who change them: a hash of each row's time and space. Rows of one key of the table
+/// have the same, since a key has all those columns. `None` for a table without any.
+pub(crate) fn places(table: &Table, rows: &RecordBatch) -> Result<Option<Vec<u64>>, Error> {
+    let TableKind::Hypertable(hypertable) = &table.kind else { return Ok(None) };
+    let mut places = vec![Xxh3::new(); rows.num_rows()];
+    for dimension in &hypertable.dimensions {
+        let array = rows
+            .column_by_name(&dimension.column)
+            .ok_or_else(|| Error::no_column(&dimension.column, &table.name))?;
+        let coordinates = match &dimension.rule {
+            Rule::Time { .. } => times(table, &dimension.column, array.as_ref())?,
+            Rule::Hash { .. } => hashes(array.as_ref())?,
+        };
+        for (place, at) in places.iter_mut().zip(coordinates) {
+            place.update(&at.to_be_bytes());
+        }
+    }
+    Ok(Some(places.iter().map(Xxh3::digest).collect()))
 }
 
 /// The numbers of the slices that times lie in. Times that follow each other are mostly in the same.

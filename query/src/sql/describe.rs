@@ -10,7 +10,9 @@ use datafusion::{
 use hypertide_proto::schema::ColumnType;
 
 use super::{
-    call, insert,
+    call,
+    change::{self, Change},
+    insert,
     names::Names,
     parse::{Statement, table_name},
     query, run,
@@ -38,6 +40,7 @@ pub(crate) async fn describe(
     };
     match ast {
         Ast::Query(_) | Ast::Explain { .. } | Ast::Insert(_) => {}
+        Ast::Delete(_) | Ast::Update(_) => {}
         Ast::Execute { name: Some(name), .. } => {
             let name = table_name(name)?.1;
             let inner = session.named.get(&name).ok_or_else(|| run::no_prepared(&name))?;
@@ -66,6 +69,8 @@ async fn plan(
 ) -> Result<Description, Error> {
     match ast {
         Ast::Insert(statement) => insert::describe(frame, statement, hints).await,
+        Ast::Delete(delete) => change::describe(frame, &Change::of_delete(delete)?, hints).await,
+        Ast::Update(update) => change::describe(frame, &Change::of_update(update)?, hints).await,
         Ast::Explain { statement, .. } => {
             let (parameters, _) = Box::pin(plan(frame, statement, hints)).await?;
             Ok((parameters, Some(query::explain_schema())))

@@ -154,13 +154,13 @@ pub(crate) async fn run(
     }
     let count = session.end_write(writer, rows as u64, tag).await?;
     match &insert.returning {
-        Some(items) => returning(&frame, &target.table, items, kept).await,
+        Some(items) => returning(&frame, &target.table, (items, "INSERT 0"), kept).await,
         None => Ok(Reply::Done(format!("INSERT 0 {count}"))),
     }
 }
 
 /// What the client sent, so that a retry is known by it.
-fn content_hash(sql: &str, values: &[ScalarValue]) -> u128 {
+pub(crate) fn content_hash(sql: &str, values: &[ScalarValue]) -> u128 {
     let mut content = sql.as_bytes().to_vec();
     for value in values {
         content.extend_from_slice(format!("\0{value:?}").as_bytes());
@@ -263,20 +263,20 @@ pub(crate) async fn fill(frame: &Frame, column: &Column, rows: usize) -> Result<
     assign(&array, column, frame.zone)
 }
 
-/// The rows that RETURNING gives: its expressions over what was inserted.
-async fn returning(
+/// The rows that RETURNING gives: its expressions over what was inserted, changed or deleted.
+pub(crate) async fn returning(
     frame: &Frame,
     table: &Table,
-    items: &[SelectItem],
+    (items, tag): (&[SelectItem], &'static str),
     rows: Vec<RecordBatch>,
 ) -> Result<Reply, Error> {
     let plan = returning_plan(frame, table, items, rows).await?;
     let stream = frame.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
     let stream = Names::of_items(items).rename_stream(stream);
-    Ok(Reply::Rows { schema: stream.schema(), stream, tag: "INSERT 0", counted: true })
+    Ok(Reply::Rows { schema: stream.schema(), stream, tag, counted: true })
 }
 
-async fn returning_plan(
+pub(crate) async fn returning_plan(
     frame: &Frame,
     table: &Table,
     items: &[SelectItem],

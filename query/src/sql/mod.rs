@@ -9,6 +9,7 @@ pub(crate) mod alter_table;
 pub(crate) mod binary;
 pub(crate) mod call;
 pub(crate) mod call_over;
+pub(crate) mod change;
 pub(crate) mod chunks;
 pub(crate) mod civil;
 pub(crate) mod compression;

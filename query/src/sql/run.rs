@@ -13,7 +13,9 @@ use datafusion::{
 };
 
 use super::{
-    alter_table, copy_from, copy_to, create_table, drop, insert,
+    alter_table,
+    change::{self, Change},
+    copy_from, copy_to, create_table, drop, insert,
     parse::{Statement, fold},
     query,
     set::Set,
@@ -60,6 +62,12 @@ async fn run_sql(
     match ast {
         Ast::Query(_) | Ast::Explain { .. } => query::run(session, ast, values).await,
         Ast::Insert(statement) => insert::run(session, statement, &prepared.sql, values).await,
+        Ast::Delete(delete) => {
+            change::run(session, &Change::of_delete(delete)?, &prepared.sql, values).await
+        }
+        Ast::Update(update) => {
+            change::run(session, &Change::of_update(update)?, &prepared.sql, values).await
+        }
         Ast::StartTransaction { modes, .. } => transaction::begin(session, modes),
         Ast::Commit { chain: false, .. } => transaction::commit(session).await,
         Ast::Rollback { chain: false, savepoint: None } => Ok(transaction::rollback(session).await),
@@ -217,8 +225,6 @@ pub(crate) fn rows(batch: RecordBatch, tag: &'static str, counted: bool) -> Repl
 pub(crate) fn unsupported(statement: &Ast) -> Error {
     match statement {
         Ast::Commit { .. } | Ast::Rollback { .. } => Error::unsupported("AND CHAIN"),
-        Ast::Update(_) => Error::of("0A000", "UPDATE is not supported yet"),
-        Ast::Delete(_) => Error::of("0A000", "DELETE is not supported yet"),
         Ast::Comment { .. } => Error::unsupported("COMMENT ON"),
         other => {
             let text = other.to_string();

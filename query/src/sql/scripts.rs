@@ -77,6 +77,14 @@ impl Cluster {
         Session::new(Arc::clone(&self.engine), "postgres")
     }
 
+    /// Writes what data nodes have in memory to their segments.
+    pub(crate) fn flush(&self) {
+        for node in &self.nodes {
+            let store = Arc::clone(node.store());
+            store.flush(&[]).expect("it flushes");
+        }
+    }
+
     /// Runs a future on the cluster's runtime.
     pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(future)

@@ -23,13 +23,14 @@ use hypertide_proto::ids::ChunkId;
 
 use super::read::Blocks;
 use crate::{
-    Error, Tombstone,
+    Error,
     segment::Segment,
     store::{
         file::ChunkFile,
         order::OrderBy,
         sort::{Sorted, Unsorted, keys, sort},
     },
+    tombstone::Deletes,
 };
 
 /// Every so many rows, one is taken into the sample that splitters are chosen from.
@@ -41,7 +42,7 @@ pub(super) struct Target<'a> {
     /// The order they get.
     pub(super) order: &'a [OrderBy],
     /// Rows that these take are left out.
-    pub(super) deletes: &'a [Tombstone],
+    pub(super) deletes: &'a Deletes,
     /// Rows of a band, about.
     pub(super) band_rows: u64,
 }
@@ -190,8 +191,10 @@ impl<'a> Bands<'a> {
         mut rows: RecordBatch,
         mut csns: Vec<u64>,
     ) -> Result<(RecordBatch, Vec<u64>), Error> {
-        for delete in self.target.deletes.iter().filter(|delete| delete.concerns(segment)) {
-            if let Some(kept) = delete.kept(&rows, &csns)? {
+        let deletes = self.target.deletes;
+        if deletes.concern(segment) {
+            let column = |name: &str| Ok(rows.column_by_name(name).map(Arc::clone));
+            if let Some(kept) = deletes.kept(&csns, column)? {
                 (rows, csns) = keep(&rows, csns, &kept).map_err(|error| self.failed(&error))?;
             }
         }

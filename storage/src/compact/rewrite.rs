@@ -21,7 +21,7 @@ use super::{
     plan::VALUE_BYTES,
 };
 use crate::{
-    CompressionSpec, Error, Tombstone,
+    CompressionSpec, Error,
     segment::{Effort, EncodeOptions, SEGMENT_ROWS_MAX, Segment, SegmentKey},
     store::{
         Inner,
@@ -32,7 +32,7 @@ use crate::{
         order::natural,
     },
     tables::{Compressed, Compression, FileHeader, Manifest},
-    tombstone::Delete,
+    tombstone::{Delete, Deletes},
 };
 
 /// Rows that are sorted at once at most; a band of them takes this times the width of a row, about twice.
@@ -138,11 +138,8 @@ pub(crate) fn shrink_wasteful(inner: &Inner, chunk: ChunkId) -> Result<(), Error
 
 fn run(inner: &Inner, chunk: ChunkId, goal: Goal) -> Result<(), Error> {
     let file = open(inner, chunk)?;
-    let purge = {
-        let replicas = inner.replicas();
-        let aged = replicas.deletes_aged(chunk, inner.config.version_age, inner.times());
-        aged && file.manifest().deletes > 0
-    };
+    let until = inner.replicas().deletes_aged(chunk, inner.config.version_age, inner.times());
+    let purge = file.manifest().deletes > 0 && file.deletes_up_to(until);
     if !purge && settled(&file, &goal) {
         return Ok(());
     }
@@ -152,7 +149,7 @@ fn run(inner: &Inner, chunk: ChunkId, goal: Goal) -> Result<(), Error> {
         (goal, _) => goal,
     };
     inner.check_free(FLUSH_RESERVE_BYTES + file.manifest().bytes)?;
-    let work = Work::begin(inner, (chunk, file), goal, purge);
+    let work = Work::begin(inner, (chunk, file), goal, until);
     let mut draft = inner.files.draft(chunk)?;
     let rows = work.fill(&mut draft)?;
     work.finish(draft, rows)
@@ -205,7 +202,7 @@ impl<'a> Work<'a> {
         inner: &'a Inner,
         (chunk, file): (ChunkId, Arc<ChunkFile>),
         goal: Goal,
-        purge: bool,
+        until: Csn,
     ) -> Self {
         let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let segments = file.segments();
@@ -214,8 +211,8 @@ impl<'a> Work<'a> {
             _ => segments.iter().map(numbers_for).sum(),
         };
         let first = file.reserve(count);
-        let rewritten = purge && !matches!(goal, Goal::Shrink);
-        let deletes = if rewritten { file.header().deletes } else { Vec::new() };
+        let aged = |delete: &Delete| !matches!(goal, Goal::Shrink) && delete.csn <= until;
+        let deletes = file.header().deletes.into_iter().filter(aged).collect();
         let numbers = (first, first + count);
         let csn = file.manifest().flushed.csn;
         Self { inner, chunk, file, goal, segments, numbers, csn, deletes }
@@ -240,8 +237,8 @@ impl<'a> Work<'a> {
                 (natural(&spec), how)
             }
         };
-        let deletes: Vec<Tombstone> =
-            self.deletes.iter().map(|delete| delete.tombstone.clone()).collect();
+        let deletes = self.deletes.iter().map(|delete| delete.tombstone.clone());
+        let deletes = Deletes::of(deletes.collect());
         let (mut next, mut rows) = (self.numbers.0, 0);
         for segments in by_schema(&self.segments) {
             let band_rows = segments.iter().map(band_rows).min().unwrap_or(BAND_ROWS_MAX);

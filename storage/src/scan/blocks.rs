@@ -19,10 +19,10 @@ use hypertide_proto::{
 
 use super::{OLDER_ROWS_KEY, ScanRequest, ScanStats, Source, latest::Runs};
 use crate::{
-    Error, Tombstone, batch, exact,
+    Error, batch, exact,
     segment::{self, Segment},
     store::file::{ChunkFile, segment_error},
-    tombstone,
+    tombstone::Deletes,
 };
 
 /// Most bytes of extents that stay from one block to the next. A table of many columns reads some again.
@@ -111,7 +111,7 @@ pub(super) struct Blocks {
     known: Option<SchemaRef>,
     file: Option<Arc<ChunkFile>>,
     /// Deletes whose rows may still be in the file.
-    deletes: Vec<Tombstone>,
+    deletes: Deletes,
     /// Extents that the last block used, by segment and number.
     extents: BTreeMap<(u64, usize), Bytes>,
     kept_bytes: usize,
@@ -140,7 +140,7 @@ impl Blocks {
 
     /// Whether rows of a block may be deleted.
     pub(super) fn may_delete(&self, segment: &Segment, block: usize) -> bool {
-        self.deletes.iter().any(|delete| delete.concerns_block(segment, block))
+        self.deletes.concern_block(segment, block)
     }
 
     /// Whether rows that lack the column of a term pass it. What is not known loses nothing.
@@ -271,23 +271,23 @@ impl Blocks {
     ) -> Result<(), Error> {
         let Place { segment, block, .. } = place;
         let snapshot = self.snapshot;
-        let concerned = |delete: &&Tombstone| delete.concerns_block(segment, *block);
-        let deletes: Vec<Tombstone> = self.deletes.iter().filter(concerned).cloned().collect();
+        let concerned = self.deletes.concern_block(segment, *block);
         let all = segment.block_csn_range(*block).is_some_and(|(_, max)| max <= snapshot);
-        if all && deletes.is_empty() {
+        if all && !concerned {
             return Ok(());
         }
         let extent = self.extent(segment, segment.csn_place(*block), stats)?;
         let csns = segment.decode_csns(*block, &extent);
         let csns = csns.map_err(|error| segment_error(self.chunk, error))?;
         left.and(&csns.iter().map(|csn| *csn <= snapshot.0).collect());
-        for delete in deletes {
-            let passed = delete.passing(csns.len(), |name| {
+        if concerned {
+            let deletes = self.deletes.clone();
+            let kept = deletes.kept(&csns, |name| {
                 let found = segment.schema().column_with_name(name);
                 let Some((position, stored)) = found else { return Ok(None) };
                 self.decode(place, (position, stored.data_type().clone()), stats).map(Some)
             })?;
-            if let Some(kept) = tombstone::kept(&passed, delete.snapshot, &csns) {
+            if let Some(kept) = kept {
                 left.and(kept.values());
             }
         }
@@ -449,7 +449,7 @@ fn as_dictionary(stored: &DataType) -> DataType {
 }
 
 /// What rows have in a column that is younger than they are.
-fn older(field: &Field, rows: usize) -> Result<ArrayRef, Error> {
+pub(crate) fn older(field: &Field, rows: usize) -> Result<ArrayRef, Error> {
     let Some(text) = field.metadata().get(OLDER_ROWS_KEY) else {
         return Ok(new_null_array(field.data_type(), rows));
     };

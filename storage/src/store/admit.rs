@@ -9,7 +9,7 @@ use hypertide_proto::ids::TxnId;
 use super::{DELETES_MAX, Inner, Part, memory::Charge};
 use crate::{
     Error, Tombstone, batch,
-    chunk::{Admission, Replicas, Rows},
+    chunk::{Admission, Contention, Replicas, Rows},
     journal::Change,
     tables::{PartHeader, PartKey},
 };
@@ -106,11 +106,14 @@ impl Inner {
     }
 }
 
-/// Refuses a delete that another one crosses, and one too many.
+/// Refuses a tombstone that another transaction crosses, and a delete too many.
 fn check_delete(replicas: &Replicas, key: PartKey, tombstone: &Tombstone) -> Result<(), Error> {
     let chunk = key.chunk;
-    if let Some(what) = replicas.contention(key, tombstone.snapshot) {
-        return Err(Error::Contended { chunk, what });
+    match replicas.contention(key, tombstone) {
+        Some(Contention::Committed(what)) => return Err(Error::Contended { chunk, what }),
+        Some(Contention::Pending(what)) => return Err(Error::Reserved { chunk, what }),
+        None if !tombstone.takes_rows() => return Ok(()),
+        None => {}
     }
     let waiting = replicas.delete_count(chunk);
     if waiting >= DELETES_MAX {

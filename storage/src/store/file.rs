@@ -79,6 +79,8 @@ pub(crate) struct Write {
     pub(crate) replaced: Vec<u64>,
     /// Deletes among the commits by which it is flushed further.
     pub(crate) deletes: Vec<Delete>,
+    /// The last of those commits that reserved something, as every delete does.
+    pub(crate) reserved: Csn,
     /// The commits by which it is flushed further.
     pub(crate) commits: Vec<CommitRow>,
 }
@@ -87,7 +89,14 @@ impl Write {
     /// A write that changes nothing but, perhaps, how far the chunk is flushed.
     pub(crate) fn to(flushed: Point) -> Self {
         let (added, replaced) = (Vec::new(), Vec::new());
-        Self { flushed, added, replaced, deletes: Vec::new(), commits: Vec::new() }
+        Self {
+            flushed,
+            added,
+            replaced,
+            deletes: Vec::new(),
+            reserved: Csn(0),
+            commits: Vec::new(),
+        }
     }
 }
 
@@ -277,6 +286,11 @@ impl ChunkFile {
         known.map(|delete| delete.tombstone.clone()).collect()
     }
 
+    /// Whether one of them was committed up to there.
+    pub(crate) fn deletes_up_to(&self, csn: Csn) -> bool {
+        self.lock().header.deletes.iter().any(|delete| delete.csn <= csn)
+    }
+
     pub(crate) fn header(&self) -> FileHeader {
         self.lock().header.clone()
     }
@@ -334,8 +348,7 @@ impl ChunkFile {
         header.manifest.flushed = write.flushed;
         header.deletes.extend(write.deletes.iter().cloned());
         header.manifest.deletes = header.deletes.len() as u64;
-        let deleted = write.deletes.iter().map(|delete| delete.csn).max();
-        header.manifest.deleted = deleted.unwrap_or(header.manifest.deleted);
+        header.manifest.deleted = header.manifest.deleted.max(write.reserved);
         header.manifest.segments = segments.len() as u64;
         header.manifest.bytes = if write.replaced.is_empty() {
             header.manifest.bytes + added_bytes

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     Error, StoreConfig,
-    chunk::{Commit, FlushPlan, Released},
+    chunk::{Commit, FlushPlan, Released, last_reserved},
     compact::{self, Goal},
     journal::Change,
     segment::{Effort, EncodeOptions, EncodedSegment, SEGMENT_ROWS_MAX, SegmentKey, encode_with},
@@ -107,6 +107,7 @@ pub(super) fn flush_chunk(inner: &Inner, chunk: ChunkId) -> Result<(), Error> {
 pub(super) fn write_plan(inner: &Inner, chunk: ChunkId, plan: FlushPlan) -> Result<(), Error> {
     let FlushPlan { spec, commits, to } = plan;
     let deletes = commits.iter().flat_map(Commit::deletes).collect();
+    let reserved = last_reserved(&commits);
     let rows = commits.iter().map(Commit::row).collect();
     let sorted = runs(&spec, &commits)
         .map_err(|error| Error::Invalid(format!("sort rows of chunk {chunk}: {error}")))?;
@@ -116,7 +117,7 @@ pub(super) fn write_plan(inner: &Inner, chunk: ChunkId, plan: FlushPlan) -> Resu
         None => inner.files.get_or_create(&inner.node, &spec)?,
     };
     let added = encode_runs(&file, chunk, sorted)?;
-    let write = Write { added, deletes, commits: rows, ..Write::to(to) };
+    let write = Write { added, deletes, reserved, commits: rows, ..Write::to(to) };
     let written = file.write(spec, write)?;
     let (manifest, stored) = (written.manifest(), written.stored());
     let released = {

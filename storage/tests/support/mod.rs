@@ -96,7 +96,7 @@ impl Gone {
             term("device", Test::In(vec![Value::Text(self.device.clone())])),
             term("time", Test::LtEq(Value::Int(self.until.into()))),
         ];
-        Tombstone { snapshot: Csn(self.snapshot), predicate: Predicate { terms } }
+        Tombstone::passing(Csn(self.snapshot), Predicate { terms })
     }
 }
 

@@ -229,7 +229,9 @@ impl Work {
         let sent = self.send(|id| vec![(chunk, 0, Content::Delete(gone)), (chunk, 1, rows(id))]);
         match sent.await {
             // Another delete is under way: the transaction ends, as the one who sent it would have it.
-            Err(Error::Contended { .. }) => self.end(self.promises.next_txn, false),
+            Err(Error::Contended { .. } | Error::Reserved { .. }) => {
+                self.end(self.promises.next_txn, false)
+            }
             sent => sent.map(|_| ()),
         }
     }

@@ -311,7 +311,8 @@ impl Arriving<'_> {
         }
         let deletes = start.heritage.deletes.clone();
         let commits = history.commits().to_vec();
-        let write = Write { added, deletes, commits, ..Write::to(start.to) };
+        let reserved = start.heritage.deleted;
+        let write = Write { added, deletes, reserved, commits, ..Write::to(start.to) };
         // A restart cannot tell from the journal that the file is ahead of its manifest, as after a flush.
         flush::save_manifest(inner, chunk, Manifest { ahead: true, ..file.manifest() })?;
         let written = file.write(spec.clone(), write)?;

@@ -16,7 +16,7 @@ use hypertide_proto::ids::{ChunkId, Csn};
 use super::{DELTA_BYTES_MAX, Digest, History, Inner, PIECE_COMMITS, Piece, Start, Wanted};
 use crate::{
     ChunkSpec, Error,
-    chunk::{Commit, Standing},
+    chunk::{Commit, Standing, last_reserved},
     scan::Source,
     segment::{Place, SEGMENT_ROWS_MAX, Segment, SegmentKey, encode},
     store::{
@@ -24,7 +24,7 @@ use crate::{
         sort::{Sorted, runs},
     },
     tables::{Compression, FileHeader, Heritage, Point},
-    tombstone::Delete,
+    tombstone::Deletes,
 };
 
 /// How often it is looked whether a chunk's file and what is known of it agree.
@@ -102,7 +102,8 @@ fn heritage(
     (whole, source): (bool, Option<&Source>),
     from: Csn,
 ) -> Heritage {
-    let recent: Vec<Delete> = recent.iter().flat_map(Commit::deletes).collect();
+    let reserved = last_reserved(recent);
+    let recent = recent.iter().flat_map(Commit::deletes);
     let mut heritage = Heritage::default();
     if let Some(FileHeader { manifest, compression, deletes, .. }) = header {
         heritage.deletes = deletes.into_iter().filter(|delete| delete.csn > from).collect();
@@ -118,7 +119,7 @@ fn heritage(
             });
         }
     }
-    heritage.deleted = recent.last().map_or(heritage.deleted, |delete| delete.csn);
+    heritage.deleted = heritage.deleted.max(reserved);
     heritage.deletes.extend(recent);
     heritage
 }
@@ -146,8 +147,11 @@ fn picture(inner: &Inner, chunk: ChunkId) -> Result<Picture, Error> {
             continue;
         }
         let header = file.as_ref().map(|file| file.header());
-        let source =
-            file.map(|file| Source { segments: file.segments(), file, deletes: Vec::new() });
+        let source = file.map(|file| Source {
+            segments: file.segments(),
+            file,
+            deletes: Deletes::default(),
+        });
         drop(replicas);
         if standing.damaged {
             let what = "wrong bytes were found in it, it is no source for another replica";

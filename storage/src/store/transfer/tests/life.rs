@@ -23,7 +23,7 @@ fn forgetful(dir: &Path) -> Arc<ChunkStore> {
 fn tombstone(snapshot: u64, before: i128) -> batch::Encoded {
     let term = Term { column: "time".to_owned(), test: Test::Lt(Value::Int(before)) };
     let predicate = Predicate { terms: vec![term] };
-    Tombstone { snapshot: Csn(snapshot), predicate }.encode().expect("encodes")
+    Tombstone::passing(Csn(snapshot), predicate).encode().expect("encodes")
 }
 
 fn write_rows(store: &ChunkStore, seqs: std::ops::RangeInclusive<u64>) {
