@@ -92,10 +92,10 @@ fn keyed_commits_agree_over_generations() {
 
 #[test]
 fn deletes_from_sealed_chunks_are_safe() {
-    let deletes = Setting { classes: [Class::Delete; 2], seals: true, ..appends(2, 1, 0) };
+    let deletes = Setting { classes: [Class::Delete; 2], seals: true, ..appends(2, 0, 0) };
     assert_sound("deletes", deletes, 1_000);
     let mixed =
-        Setting { classes: [Class::Delete, Class::Append], seals: true, ..appends(2, 1, 0) };
+        Setting { classes: [Class::Delete, Class::Append], seals: true, ..appends(1, 1, 0) };
     assert_sound("deletes beside appends", mixed, 1_000);
     let bug = Setting { limits: limits(1, 0, 0), ..deletes };
     assert_found(Bug::NoReservation, bug, "I5");
