@@ -218,7 +218,7 @@ impl Model {
                 },
             ],
         };
-        let tombstone = Tombstone { snapshot: Csn(snapshot), predicate: predicate.clone() };
+        let tombstone = Tombstone::passing(Csn(snapshot), predicate.clone());
         if self.send(store, vec![Self::part(0, tombstone.encode().unwrap())]).await {
             let (csn, hit) = (self.csn, self.shown(snapshot, &predicate));
             let hit: BTreeSet<(i64, String)> =
