@@ -230,6 +230,17 @@ impl Column {
     }
 }
 
+/// Columns in whose values no two rows agree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// Name of the constraint.
+    pub name: String,
+    /// The columns, as chunk stores have them.
+    pub columns: Vec<String>,
+    /// Whether it is the primary key, which has no NULL.
+    pub primary: bool,
+}
+
 /// What is wrong with a list of columns.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
@@ -245,19 +256,37 @@ pub enum SchemaError {
     /// Precision or scale that the type cannot have.
     #[error("column \"{0}\": numeric precision must be between 1 and 38, scale between 0 and it")]
     BadNumeric(String),
+    /// A second primary key.
+    #[error("multiple primary keys for table are not allowed")]
+    SecondPrimaryKey,
+    /// A name of a key stands twice.
+    #[error("constraint \"{0}\" already exists")]
+    DuplicateKey(String),
+    /// A key names a column twice, none, or one that is not there.
+    #[error("constraint \"{0}\" has columns that it cannot have")]
+    BadKey(String),
 }
 
 /// The columns of a table, in order.
 ///
 /// - Names are unique, not empty, and at most [`NAME_BYTES_MAX`] long.
 /// - There are at most [`COLUMNS_MAX`].
+/// - Keys have names of their own, and different columns that are there; at most one is primary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableSchema {
     /// Columns in the order of their definition.
     pub columns: Vec<Column>,
+    /// Keys in the order of their definition.
+    pub keys: Vec<Key>,
 }
 
 impl TableSchema {
+    /// Columns without a key.
+    #[must_use]
+    pub const fn of(columns: Vec<Column>) -> Self {
+        Self { columns, keys: Vec::new() }
+    }
+
     /// Checks the rules above.
     pub fn check(&self) -> Result<(), SchemaError> {
         if self.columns.len() > COLUMNS_MAX {
@@ -279,7 +308,44 @@ impl TableSchema {
                 }
             }
         }
-        Ok(())
+        self.check_keys()
+    }
+
+    fn check_keys(&self) -> Result<(), SchemaError> {
+        let mut names = std::collections::BTreeSet::new();
+        for Key { name, columns, .. } in &self.keys {
+            if name.is_empty() || name.len() > NAME_BYTES_MAX {
+                return Err(SchemaError::BadName(name.clone()));
+            }
+            if !names.insert(name) {
+                return Err(SchemaError::DuplicateKey(name.clone()));
+            }
+            let stored =
+                |wanted: &String| self.columns.iter().any(|column| column.stored_name() == wanted);
+            let different: std::collections::BTreeSet<&String> = columns.iter().collect();
+            let whole = !columns.is_empty() && columns.iter().all(stored);
+            if !whole || different.len() != columns.len() {
+                return Err(SchemaError::BadKey(name.clone()));
+            }
+        }
+        match self.keys.iter().filter(|key| key.primary).count() {
+            0 | 1 => Ok(()),
+            _ => Err(SchemaError::SecondPrimaryKey),
+        }
+    }
+
+    /// Positions of the columns of a key.
+    #[must_use]
+    pub fn key_positions(&self, key: &Key) -> Vec<usize> {
+        let position =
+            |stored: &String| self.columns.iter().position(|column| column.stored_name() == stored);
+        key.columns.iter().filter_map(position).collect()
+    }
+
+    /// Whether a column is one of a key.
+    #[must_use]
+    pub fn in_key(&self, key: &Key, name: &str) -> bool {
+        key.columns.iter().any(|column| column == self.stored_name(name))
     }
 
     /// The column of that name.
@@ -352,7 +418,7 @@ mod tests {
 
     #[test]
     fn check_refuses_bad_columns() {
-        let schema = |columns: Vec<Column>| TableSchema { columns };
+        let schema = TableSchema::of;
         let twice = schema(vec![column("a", ColumnType::Text), column("a", ColumnType::Date)]);
         assert_eq!(twice.check(), Err(SchemaError::DuplicateColumn("a".into())));
         let unnamed = schema(vec![column("", ColumnType::Text)]);

@@ -402,6 +402,8 @@ impl From<Reject> for Error {
             Reject::ChunkClosed(_) => "55000",
             Reject::InvalidDimension(_) => "22023",
             Reject::InvalidSchema(_) => "42P16",
+            Reject::KeyWithout(_) => "TS103",
+            Reject::UnknownKey(_) => "42704",
             Reject::NoDataNodes(_) => "TS160",
             Reject::ReplicationFactor { .. } => "22023",
             Reject::Fenced(_) => "25P02",

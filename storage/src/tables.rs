@@ -33,7 +33,7 @@ use crate::{ChunkSpec, CompressionSpec, tombstone::Delete};
 pub(crate) type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 /// Shape of all that the store writes; another number is another shape.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 
 pub(crate) const IDENTITY: Definition = TableDefinition::new("identity");
 pub(crate) const IDENTITY_KEY: &[u8] = b"identity";

@@ -67,7 +67,7 @@ fn schema_of(columns: &[(String, Option<i64>)]) -> SchemaRef {
         older: older.map(|value| value.to_string()),
         ..Column::new(name, ColumnType::BigInt)
     }));
-    TableSchema { columns: all }.to_arrow()
+    TableSchema::of(all).to_arrow()
 }
 
 impl Model {

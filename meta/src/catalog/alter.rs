@@ -6,11 +6,14 @@
 
 use std::fmt;
 
-use hypertide_proto::{ids::TableId, schema::Column};
+use hypertide_proto::{
+    ids::TableId,
+    schema::{Column, Key},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Catalog, Outcome, Reject, Rule, Table,
+    Catalog, Dimension, Outcome, Reject, Rule, Table,
     apply::Step,
     table::{check_name, invalid_schema},
 };
@@ -51,6 +54,18 @@ pub enum TableChange {
         /// SQL text of the expression; `None` for NULL.
         default: Option<String>,
     },
+    /// Adds a key. Who adds it sees to the rows that are there.
+    AddKey {
+        /// The key, its columns by their names.
+        key: Key,
+    },
+    /// Drops a key.
+    DropKey {
+        /// Its name.
+        name: String,
+        /// Whether its absence is an answer instead of a refusal.
+        if_exists: bool,
+    },
     /// Sets whether NULL is allowed. Who forbids it sees to the rows that are there.
     SetNullable {
         /// The column.
@@ -73,6 +88,8 @@ impl fmt::Display for TableChange {
                 write!(f, "default {column} {text}")
             }
             Self::SetDefault { column, .. } => write!(f, "default {column} none"),
+            Self::AddKey { key } => write!(f, "add key {}", key.name),
+            Self::DropKey { name, .. } => write!(f, "drop key {name}"),
             Self::SetNullable { column, nullable } => write!(f, "nullable {column} {nullable}"),
         }
     }
@@ -127,6 +144,16 @@ impl Catalog {
             TableChange::SetDefault { column, default } => {
                 table.column_mut(column)?.default.clone_from(default);
                 Ok(())
+            }
+            TableChange::AddKey { key } => table.add_key(key),
+            TableChange::DropKey { name, if_exists } => {
+                if *if_exists || table.columns.keys.iter().any(|key| key.name == *name) {
+                    table.columns.keys.retain(|key| key.name != *name);
+                    return Ok(());
+                }
+                let table = &table.name;
+                let what = format!("constraint \"{name}\" of relation \"{table}\" does not exist");
+                Err(Reject::UnknownKey(what))
             }
             TableChange::SetNullable { column, nullable } => table.set_nullable(column, *nullable),
         }
@@ -195,8 +222,39 @@ impl Table {
             return Err(Reject::NotSupported(what));
         }
         self.columns.columns.retain(|column| column.name != name);
+        self.columns.keys.retain(|key| !key.columns.contains(&stored));
         self.dropped.push(stored);
         Ok(())
+    }
+
+    fn add_key(&mut self, key: &Key) -> Result<(), Reject> {
+        let mut stored = Vec::with_capacity(key.columns.len());
+        for name in &key.columns {
+            let column = self.column_mut(name)?;
+            stored.push(column.stored_name().to_owned());
+            if key.primary {
+                column.nullable = false;
+            }
+        }
+        self.columns.keys.push(Key { columns: stored, ..key.clone() });
+        self.check_keys()?;
+        // Rows that were made without a look at it may have what others have.
+        self.oldest = self.version;
+        Ok(())
+    }
+
+    /// Refuses a key that lacks a column which the table is cut by: rows with the same values would lie in several chunks.
+    pub(crate) fn check_keys(&self) -> Result<(), Reject> {
+        let Some(made) = self.hypertable() else { return Ok(()) };
+        for Dimension { column, .. } in &made.dimensions {
+            if !self.columns.keys.iter().all(|key| self.columns.in_key(key, column)) {
+                return Err(Reject::KeyWithout(column.clone()));
+            }
+        }
+        match &made.compression {
+            Some(compression) => compression.check_keys(self),
+            None => Ok(()),
+        }
     }
 
     fn rename_column(&mut self, name: &str, to: &str) -> Result<(), Reject> {
@@ -226,6 +284,10 @@ impl Table {
             let what = "cannot drop not-null constraint from a time-partitioned column";
             return Err(Reject::NotSupported(what.to_owned()));
         }
+        let mut keys = self.columns.keys.iter().filter(|key| key.primary);
+        if nullable && keys.any(|key| self.columns.in_key(key, name)) {
+            return Err(invalid(format!("column \"{name}\" is in a primary key")));
+        }
         let column = self.column_mut(name)?;
         if column.nullable && !nullable {
             column.nullable = false;
@@ -236,6 +298,10 @@ impl Table {
         }
         Ok(())
     }
+}
+
+fn invalid(what: String) -> Reject {
+    Reject::InvalidSchema(what)
 }
 
 fn no_column(column: &str, table: &str) -> Reject {

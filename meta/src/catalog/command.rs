@@ -426,6 +426,12 @@ pub enum Reject {
     /// parts are not as the dimensions and chunks ask for.
     #[error("{0}")]
     InvalidDimension(String),
+    /// A key without a column that the table is cut by.
+    #[error("cannot create a unique index without the column \"{0}\" (used in partitioning)")]
+    KeyWithout(String),
+    /// A key that is not there.
+    #[error("{0}")]
+    UnknownKey(String),
     /// The columns break a rule.
     #[error("{0}")]
     InvalidSchema(String),

@@ -4,7 +4,10 @@
 
 use std::fmt;
 
-use hypertide_proto::ids::{ChunkId, Csn, TableId};
+use hypertide_proto::{
+    ids::{ChunkId, Csn, TableId},
+    schema::Key,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Catalog, Chunk, Hypertable, Outcome, Reject, Table, apply::Step};
@@ -60,6 +63,26 @@ impl Compression {
     pub(crate) fn names(&self, column: &str) -> bool {
         let orders = self.order_by.iter().map(|by| &by.column);
         self.segment_by.iter().chain(orders).any(|name| name == column)
+    }
+
+    /// Refuses to compress by less than the columns of every key.
+    pub(crate) fn check_keys(&self, table: &Table) -> Result<(), Reject> {
+        let columns = |key: &Key| table.columns.key_positions(key);
+        let positions = table.columns.keys.iter().flat_map(columns);
+        let mut names = positions.filter_map(|at| table.columns.columns.get(at));
+        let by_time = |name: &str| {
+            let made = table.hypertable().filter(|_| self.order_by.is_empty());
+            let time = made.and_then(|made| made.dimensions.first());
+            time.is_some_and(|time| time.column == name)
+        };
+        let used = |name: &str| self.names(name) || by_time(name);
+        match names.find(|column| !used(&column.name)) {
+            None => Ok(()),
+            Some(column) => Err(Reject::Compression(format!(
+                "column \"{}\" must be used for segmenting or ordering",
+                column.name
+            ))),
+        }
     }
 
     /// Calls a column otherwise.
@@ -129,7 +152,10 @@ impl Catalog {
                 ),
             }));
         }
-        compression.map_or(Ok(()), |compression| check_columns(table, compression))?;
+        if let Some(compression) = compression {
+            check_columns(table, compression)?;
+            compression.check_keys(table)?;
+        }
         let mut table = table.clone();
         if let Some(made) = table.hypertable_mut() {
             made.compression = compression.cloned();

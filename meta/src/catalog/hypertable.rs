@@ -119,6 +119,7 @@ impl Catalog {
             chunk_prefix,
             next_chunk: 1,
         });
+        table.check_keys()?;
         let empty: Vec<_> = self.chunks_of(id).map(|chunk| chunk.id).collect();
         self.remove_chunks(&empty, step);
         self.put_table(table.clone(), step);

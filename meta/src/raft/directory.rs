@@ -16,7 +16,7 @@ use super::{
 use crate::Error;
 
 /// The one format of the directory that this program reads and writes.
-pub(super) const FORMAT: u32 = 2;
+pub(super) const FORMAT: u32 = 3;
 const MARKER: &str = "NODE";
 const LOG_FILE: &str = "raft.redb";
 /// Memory that redb may use for pages of a file; the catalog itself lies in memory already.

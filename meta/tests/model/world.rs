@@ -182,7 +182,7 @@ impl World {
             schema: "public".to_owned(),
             name: "t".to_owned(),
             owner: "ann".to_owned(),
-            columns: TableSchema { columns: vec![time] },
+            columns: TableSchema::of(vec![time]),
             if_not_exists: false,
         });
         let spec = HypertableSpec {

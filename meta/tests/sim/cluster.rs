@@ -170,7 +170,7 @@ impl Cluster {
             schema: "public".to_owned(),
             name: "t".to_owned(),
             owner: "ann".to_owned(),
-            columns: TableSchema { columns },
+            columns: TableSchema::of(columns),
             if_not_exists: false,
         };
         let cut = Command::CreateHypertable { table: TABLE, spec, if_not_exists: false };

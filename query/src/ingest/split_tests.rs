@@ -41,6 +41,7 @@ fn table(buckets: usize) -> Table {
                 column("place", ColumnType::Text),
                 column("number", ColumnType::BigInt),
             ],
+            keys: Vec::new(),
         },
         version: 1,
         oldest: 1,

@@ -68,8 +68,8 @@ const FUNCTIONS: &[(&str, Body)] = &[
     ("obj_description", Body::Text(|_, _| None)),
     ("col_description", Body::Text(|_, _| None)),
     ("shobj_description", Body::Text(|_, _| None)),
-    ("pg_get_constraintdef", Body::Text(|_, _| None)),
-    ("pg_get_indexdef", Body::Text(|_, _| None)),
+    ("pg_get_constraintdef", Body::Text(constraint_definition)),
+    ("pg_get_indexdef", Body::Text(index_definition)),
     ("pg_get_viewdef", Body::Text(|_, _| None)),
     ("pg_get_serial_sequence", Body::Text(|_, _| None)),
     ("pg_get_partkeydef", Body::Text(|_, _| None)),
@@ -79,6 +79,16 @@ const FUNCTIONS: &[(&str, Body)] = &[
     (REGCLASS, Body::Number(regclass)),
     (REGCLASS_NAME, Body::Text(regclass_name)),
 ];
+
+fn constraint_definition(image: &Image, values: Values<'_>) -> Option<String> {
+    let (table, key) = oid::key(image, number(values, 0)?)?;
+    Some(oid::constraint_definition(table, key))
+}
+
+fn index_definition(image: &Image, values: Values<'_>) -> Option<String> {
+    let (table, key) = oid::key(image, number(values, 0)?)?;
+    Some(oid::index_definition(table, key))
+}
 
 /// Gives a context the functions.
 pub(super) fn register(ctx: &SessionContext, image: &Arc<Image>) {

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A table has the OID 16384 and its id; a schema has one that follows from its name, so that all access nodes agree.
-//! Much of what PostgreSQL has does not exist here (indexes, policies, inheritance): those tables are known and empty, and a
+//! Unique
+//! keys are shown as indexes and constraints. Much of what PostgreSQL has does not exist here (policies, inheritance): those tables are known and empty, and a
 //! query of one of them is answered without being planned in full.
 
 mod format;

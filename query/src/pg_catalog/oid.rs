@@ -1,7 +1,7 @@
 //! Numbers by which PostgreSQL knows things, and names of types by their numbers.
 
 use hypertide_meta::{Image, catalog::Table};
-use hypertide_proto::schema::ColumnType;
+use hypertide_proto::schema::{ColumnType, Key};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The only role.
@@ -10,6 +10,11 @@ pub(super) const ROLE: i64 = 10;
 pub(super) const DATABASE: i64 = 5;
 /// The only way tables are kept.
 pub(super) const HEAP: i64 = 2;
+/// The only way that keys are kept, as far as tools are told.
+pub(super) const BTREE: i64 = 403;
+/// Where numbers of keys begin, and how many one table has room for.
+const KEYS: i64 = 1_000_000_000;
+const KEYS_OF_TABLE: u64 = 64;
 /// Where numbers of tables begin: as in PostgreSQL, those below are the system's.
 const TABLES: i64 = 16_384;
 /// Where numbers of schemas without a fixed one begin, and how many there are.
@@ -33,6 +38,39 @@ const SYSTEM: [(&str, i64); 9] = [
 /// The number of a table.
 pub(super) fn of_table(table: &Table) -> i64 {
     TABLES.saturating_add_unsigned(table.id.0)
+}
+
+/// The number of a key of a table, by its position there.
+pub(super) fn of_key(table: &Table, at: usize) -> i64 {
+    KEYS.saturating_add_unsigned(table.id.0 * KEYS_OF_TABLE + at as u64 % KEYS_OF_TABLE)
+}
+
+/// The key of a number.
+pub(super) fn key(image: &Image, oid: i64) -> Option<(&Table, &Key)> {
+    image.catalog.tables().find_map(|table| {
+        let mut keys = table.columns.keys.iter().enumerate();
+        keys.find(|(at, _)| of_key(table, *at) == oid).map(|(_, key)| (table, key))
+    })
+}
+
+/// The columns of a key as SQL writes them.
+fn columns(table: &Table, key: &Key) -> String {
+    let positions = table.columns.key_positions(key);
+    let names = positions.iter().filter_map(|at| table.columns.columns.get(*at));
+    names.map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ")
+}
+
+/// A key as a statement that makes it.
+pub(super) fn index_definition(table: &Table, key: &Key) -> String {
+    let (schema, name, index) = (quoted(&table.schema), quoted(&table.name), quoted(&key.name));
+    let columns = columns(table, key);
+    format!("CREATE UNIQUE INDEX {index} ON {schema}.{name} USING btree ({columns})")
+}
+
+/// A key as a constraint.
+pub(super) fn constraint_definition(table: &Table, key: &Key) -> String {
+    let kind = if key.primary { "PRIMARY KEY" } else { "UNIQUE" };
+    format!("{kind} ({})", columns(table, key))
 }
 
 /// The number of a schema.

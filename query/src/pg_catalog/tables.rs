@@ -13,6 +13,7 @@ use arrow::{
     datatypes::{Field, Schema},
 };
 use hypertide_meta::{Image, catalog::Table};
+use hypertide_proto::schema::Key;
 
 use super::oid;
 use crate::server::{DATABASE, USER};
@@ -94,6 +95,22 @@ const FILLED: &[Definition] = &[
          rolreplication:b rolconnlimit:o rolpassword:t rolvaliduntil:t rolbypassrls:b rolconfig:l",
         roles,
     ),
+    (
+        "pg_constraint",
+        "oid:o conname:t connamespace:o contype:t condeferrable:b condeferred:b convalidated:b \
+         conrelid:o contypid:o conindid:o conparentid:o confrelid:o confupdtype:t confdeltype:t \
+         confmatchtype:t conislocal:b conkey:l confkey:l conbin:t",
+        constraints,
+    ),
+    (
+        "pg_index",
+        "indexrelid:o indrelid:o indnatts:o indnkeyatts:o indisunique:b indisprimary:b \
+         indisexclusion:b indimmediate:b indisclustered:b indisvalid:b indisready:b indislive:b \
+         indisreplident:b indkey:l indcollation:l indclass:l indoption:l indexprs:t indpred:t \
+         indnullsnotdistinct:b",
+        indexes,
+    ),
+    ("pg_indexes", "schemaname:t tablename:t indexname:t tablespace:t indexdef:t", index_list),
     ("pg_user", "usename:t usesysid:o usecreatedb:b usesuper:b", users),
     ("pg_am", "oid:o amname:t amhandler:t amtype:t", methods),
     ("pg_tablespace", "oid:o spcname:t spcowner:o spcacl:l spcoptions:l", tablespaces),
@@ -109,12 +126,6 @@ const FILLED: &[Definition] = &[
 const EMPTY: &[(&str, &str)] = &[
     ("pg_auth_members", "roleid:o member:o grantor:o admin_option:b"),
     ("pg_collation", "oid:o collname:t collnamespace:o collprovider:t"),
-    (
-        "pg_constraint",
-        "oid:o conname:t connamespace:o contype:t condeferrable:b condeferred:b convalidated:b \
-         conrelid:o contypid:o conindid:o conparentid:o confrelid:o confupdtype:t confdeltype:t \
-         confmatchtype:t conislocal:b conkey:l confkey:l conbin:t",
-    ),
     ("pg_depend", "classid:o objid:o objsubid:o refclassid:o refobjid:o refobjsubid:o deptype:t"),
     ("pg_description", "objoid:o classoid:o objsubid:o description:t"),
     ("pg_enum", "oid:o enumtypid:o enumsortorder:o enumlabel:t"),
@@ -123,14 +134,6 @@ const EMPTY: &[(&str, &str)] = &[
     ("pg_foreign_data_wrapper", "oid:o fdwname:t fdwowner:o fdwoptions:l fdwacl:l"),
     ("pg_foreign_server", "oid:o srvname:t srvowner:o srvfdw:o srvoptions:l srvacl:l"),
     ("pg_foreign_table", "ftrelid:o ftserver:o ftoptions:l"),
-    (
-        "pg_index",
-        "indexrelid:o indrelid:o indnatts:o indnkeyatts:o indisunique:b indisprimary:b \
-         indisexclusion:b indimmediate:b indisclustered:b indisvalid:b indisready:b indislive:b \
-         indisreplident:b indkey:l indcollation:l indclass:l indoption:l indexprs:t indpred:t \
-         indnullsnotdistinct:b",
-    ),
-    ("pg_indexes", "schemaname:t tablename:t indexname:t tablespace:t indexdef:t"),
     ("pg_inherits", "inhrelid:o inhparent:o inhseqno:o inhdetachpending:b"),
     ("pg_language", "oid:o lanname:t lanowner:o lanpltrusted:b lanacl:l"),
     ("pg_matviews", "schemaname:t matviewname:t matviewowner:t definition:t"),
@@ -258,7 +261,95 @@ fn namespaces(image: &Image) -> Vec<Row> {
 }
 
 fn classes(image: &Image) -> Vec<Row> {
-    image.catalog.tables().map(class).collect()
+    let tables = image.catalog.tables().map(class);
+    tables.chain(keys(image).map(|(table, at, key)| index_class(table, at, key))).collect()
+}
+
+/// Every key with its table and its position there.
+fn keys(image: &Image) -> impl Iterator<Item = (&Table, usize, &Key)> {
+    image.catalog.tables().flat_map(|table| {
+        let keys = table.columns.keys.iter().enumerate();
+        keys.map(move |(at, key)| (table, at, key))
+    })
+}
+
+fn width(key: &Key) -> i64 {
+    i64::try_from(key.columns.len()).unwrap_or(i64::MAX)
+}
+
+fn index_class(table: &Table, at: usize, key: &Key) -> Row {
+    let mut row = class(table);
+    let oid = oid::of_key(table, at);
+    let changed = [
+        (0, Cell::from(oid)),
+        (1, Cell::from(key.name.as_str())),
+        (6, Cell::from(oid::BTREE)),
+        (7, Cell::from(oid)),
+        (13, Cell::from(false)),
+        (16, Cell::from("i")),
+        (17, Cell::from(width(key))),
+    ];
+    for (at, cell) in changed {
+        if let Some(place) = row.get_mut(at) {
+            *place = cell;
+        }
+    }
+    row
+}
+
+fn constraints(image: &Image) -> Vec<Row> {
+    let row = |(table, at, key): (&Table, usize, &Key)| {
+        let oid = oid::of_key(table, at);
+        let kind = if key.primary { "p" } else { "u" };
+        let (schema, table) = (oid::of_schema(&table.schema), oid::of_table(table));
+        let name = key.name.as_str();
+        row![oid, name, schema, kind, false, false, true, table, 0, oid, 0, 0, " ", " ", " ", true,]
+    };
+    keys(image).map(row).collect()
+}
+
+fn indexes(image: &Image) -> Vec<Row> {
+    let row = |(table, at, key): (&Table, usize, &Key)| {
+        let (oid, of, width) = (oid::of_key(table, at), oid::of_table(table), width(key));
+        let (primary, none) = (key.primary, || None::<&str>);
+        row![
+            oid,
+            of,
+            width,
+            width,
+            true,
+            primary,
+            false,
+            true,
+            false,
+            true,
+            true,
+            true,
+            false,
+            none(),
+            none(),
+            none(),
+            none(),
+            none(),
+            none(),
+            false,
+        ]
+    };
+    keys(image).map(row).collect()
+}
+
+fn index_list(image: &Image) -> Vec<Row> {
+    let row = |(table, _, key): (&Table, usize, &Key)| {
+        let definition = oid::index_definition(table, key);
+        row![
+            table.schema.as_str(),
+            table.name.as_str(),
+            key.name.as_str(),
+            None::<&str>,
+            definition.as_str(),
+        ]
+    };
+    keys(image).map(row).collect()
 }
 
 fn class(table: &Table) -> Row {
@@ -277,7 +368,7 @@ fn class(table: &Table) -> Row {
         -1,
         0,
         0,
-        false,
+        !table.columns.keys.is_empty(),
         false,
         "p",
         "r",
@@ -379,7 +470,10 @@ fn users(_image: &Image) -> Vec<Row> {
 }
 
 fn methods(_image: &Image) -> Vec<Row> {
-    vec![row![oid::HEAP, "heap", "heap_tableam_handler", "t"]]
+    vec![
+        row![oid::HEAP, "heap", "heap_tableam_handler", "t"],
+        row![oid::BTREE, "btree", "bthandler", "i"],
+    ]
 }
 
 fn tablespaces(_image: &Image) -> Vec<Row> {
@@ -390,7 +484,8 @@ fn table_list(image: &Image) -> Vec<Row> {
     let tables = image.catalog.tables();
     let row = |table: &Table| {
         let (schema, name) = (table.schema.as_str(), table.name.as_str());
-        row![schema, name, USER, None, false, false, false, false]
+        let keyed = !table.columns.keys.is_empty();
+        row![schema, name, USER, None, keyed, false, false, false]
     };
     tables.map(row).collect()
 }

@@ -147,7 +147,7 @@ async fn context() -> SessionContext {
         schema: "public".to_owned(),
         name: "conditions".to_owned(),
         owner: "hypertide".to_owned(),
-        columns: TableSchema { columns },
+        columns: TableSchema::of(columns),
         if_not_exists: false,
     };
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);

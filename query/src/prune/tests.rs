@@ -37,7 +37,7 @@ fn table() -> Table {
         schema: "public".to_owned(),
         name: "t".to_owned(),
         owner: "hypertide".to_owned(),
-        columns: TableSchema { columns },
+        columns: TableSchema::of(columns),
         version: 1,
         oldest: 1,
         dropped: Vec::new(),

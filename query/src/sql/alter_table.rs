@@ -9,13 +9,14 @@ use datafusion::{
     },
 };
 use hypertide_meta::catalog::{Command, Table, TableChange};
-use hypertide_proto::schema::Column;
+use hypertide_proto::schema::{Column, Key};
 
 use super::{
     chunks::quoted,
-    create_table::{check_default, column},
+    create_table::{check_default, column, key_of},
     parse::{fold, table_name},
     query, table,
+    text::write_text,
 };
 use crate::{Error, Reply, Session, ingest::assign::assign, session::Frame};
 
@@ -39,21 +40,48 @@ pub(crate) async fn run(session: &mut Session, alter: &AlterTable) -> Result<Rep
     for operation in &alter.operations {
         changes.extend(changes_of(session, (&frame, &table), operation).await?);
     }
-    let forbidden = newly_forbidden(&table, &changes);
-    for column in &forbidden {
-        check_nulls(session, &table, column).await?;
-    }
-    session.propose(Command::AlterTable { table: table.id, changes }).await?;
-    for column in &forbidden {
-        // Rows may have come between the look and the change, after which none can.
-        if let Err(error) = check_nulls(session, &table, column).await {
-            let change = TableChange::SetNullable { column: column.clone(), nullable: true };
-            let command = Command::AlterTable { table: table.id, changes: vec![change] };
-            session.propose(command).await?;
-            return Err(error);
-        }
-    }
+    change(session, &table, changes).await?;
     done()
+}
+
+/// Makes changes, unless rows that are there break a rule that they bring.
+pub(super) async fn change(
+    session: &mut Session,
+    table: &Table,
+    changes: Vec<TableChange>,
+) -> Result<(), Error> {
+    let forbidden = newly_forbidden(table, &changes);
+    let added = changes.iter().filter_map(|change| match change {
+        TableChange::AddKey { key } => Some(key.clone()),
+        _ => None,
+    });
+    let added: Vec<Key> = added.collect();
+    check_rows(session, table, (&forbidden, &added)).await?;
+    session.propose(Command::AlterTable { table: table.id, changes }).await?;
+    // Rows may have come between the look and the change, after which none can.
+    let Err(error) = check_rows(session, table, (&forbidden, &added)).await else { return Ok(()) };
+    let drop = |key: &Key| TableChange::DropKey { name: key.name.clone(), if_exists: true };
+    let mut changes: Vec<TableChange> = added.iter().map(drop).collect();
+    let allow =
+        |column: &String| TableChange::SetNullable { column: column.clone(), nullable: true };
+    changes.extend(forbidden.iter().map(allow));
+    session.propose(Command::AlterTable { table: table.id, changes }).await?;
+    Err(error)
+}
+
+/// Refuses columns that hold NULL, and keys that are not unique.
+async fn check_rows(
+    session: &mut Session,
+    table: &Table,
+    (forbidden, added): (&[String], &[Key]),
+) -> Result<(), Error> {
+    for column in forbidden {
+        check_nulls(session, table, column).await?;
+    }
+    for key in added {
+        check_unique(session, table, key).await?;
+    }
+    Ok(())
 }
 
 /// What an operation changes.
@@ -100,6 +128,17 @@ async fn changes_of(
         } => vec![TableChange::Rename { to: table_name(name)?.1 }],
         AlterTableOperation::AlterColumn { column_name, op } => {
             vec![column_change(session, (frame, table), column_name, op).await?]
+        }
+        AlterTableOperation::AddConstraint { constraint, .. } => {
+            let key = key_of(&table.name, &table.columns.keys, constraint)?;
+            if table.columns.keys.iter().any(|known| known.name == key.name) {
+                let message = format!("relation \"{}\" already exists", key.name);
+                return Err(Error::of("42P07", message));
+            }
+            vec![TableChange::AddKey { key }]
+        }
+        AlterTableOperation::DropConstraint { if_exists, name, .. } => {
+            vec![TableChange::DropKey { name: fold(name), if_exists: *if_exists }]
         }
         other => return Err(unsupported(&other.to_string())),
     })
@@ -203,14 +242,49 @@ fn volatile(default: &Expr) -> Option<String> {
 
 /// Columns of rows that are there in which NULL is forbidden from now on.
 fn newly_forbidden(table: &Table, changes: &[TableChange]) -> Vec<String> {
-    let forbids = |change: &TableChange| match change {
-        TableChange::SetNullable { column, nullable: false } => {
-            let known = table.columns.column(column)?;
-            known.nullable.then(|| column.clone())
-        }
-        _ => None,
+    let forbidden = changes.iter().flat_map(|change| match change {
+        TableChange::SetNullable { column, nullable: false } => std::slice::from_ref(column),
+        TableChange::AddKey { key } if key.primary => key.columns.as_slice(),
+        _ => &[],
+    });
+    let nullable = |name: &&String| table.columns.column(name).is_some_and(|known| known.nullable);
+    forbidden.filter(nullable).cloned().collect()
+}
+
+/// Refuses a key of which two rows have the same values.
+async fn check_unique(session: &mut Session, table: &Table, key: &Key) -> Result<(), Error> {
+    let columns: Vec<String> = key.columns.iter().map(|column| quoted(column)).collect();
+    let there: Vec<String> = columns.iter().map(|column| format!("{column} IS NOT NULL")).collect();
+    let snapshot = session.fresh_snapshot().await?;
+    let frame = session.frame_of(snapshot)?;
+    let Some(now) = frame.snapshot.image.catalog.table(table.id) else {
+        return Err(Error::no_relation(&table.name));
     };
-    changes.iter().filter_map(forbids).collect()
+    for column in &key.columns {
+        if now.columns.column(column).is_none() {
+            let message = format_args!("column \"{column}\" named in key does not exist");
+            return Err(Error::of("42703", message));
+        }
+    }
+    let (schema, name) = (quoted(&now.schema), quoted(&now.name));
+    let (columns, there) = (columns.join(", "), there.join(" AND "));
+    let sql = format!(
+        "SELECT {columns} FROM {schema}.{name} WHERE {there} GROUP BY {columns} \
+         HAVING count(*) > 1 LIMIT 1"
+    );
+    let plan = query::plan(&frame.ctx, query::one_statement(&sql)?).await?;
+    let found = frame.ctx.execute_logical_plan(plan).await?.collect().await?;
+    let Some(row) = found.iter().find(|batch| batch.num_rows() > 0) else { return Ok(()) };
+    let style = session.settings.text_style();
+    let values = row.columns().iter().map(|array| {
+        let mut out = Vec::new();
+        write_text(array, 0, style, &mut out);
+        String::from_utf8_lossy(&out).into_owned()
+    });
+    let (names, values) = (key.columns.join(", "), values.collect::<Vec<_>>().join(", "));
+    let message = format_args!("could not create unique index \"{}\"", key.name);
+    Err(Error::of("23505", message)
+        .with_detail(format_args!("Key ({names})=({values}) is duplicated.")))
 }
 
 /// Refuses a column that holds NULL.

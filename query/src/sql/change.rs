@@ -9,14 +9,17 @@
 //! at a new snapshot, a few times, if it is the first of its transaction that writes; else it fails with 40001.
 
 mod exact;
-mod matched;
+pub(crate) mod matched;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tombstones;
 
 use std::{sync::Arc, time::Duration};
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::{
+    array::{ArrayRef, RecordBatch},
+    compute::concat_batches,
+};
 use datafusion::{
     common::ScalarValue,
     sql::sqlparser::ast::{
@@ -34,6 +37,7 @@ use self::matched::Reading;
 use super::{
     describe::{Description, columns_of, parameters, types_of},
     insert::{content_hash, returning, returning_plan},
+    keys,
     names::Names,
     query,
     table::{default_of, find},
@@ -43,6 +47,7 @@ use crate::{
     ingest::{
         assign::assign,
         cells::{Cell, cell},
+        check::check_rows,
         send::{WriteTag, Writer},
     },
     session::Frame,
@@ -261,7 +266,17 @@ async fn once(
             let sets = positions(&table, sets)?;
             let old = reading.rows(&frame, values).await?.within_limit(change.name())?;
             let new = changed(&frame, &table, &sets, &old.batches)?;
-            tombstones::take(&frame, (&table, &old), &mut writer, deadline).await?;
+            let mut tombstones = tombstones::taking(&frame, &table, &old).await?;
+            if keys::sets_key(&table, &sets) {
+                let new = concat_batches(&table.columns.to_arrow(), &new)?;
+                check_rows(&table, &new)?;
+                let none = RecordBatch::new_empty(new.schema());
+                let gone = whole_rows(&table, &old.batches)?;
+                keys::check_free(&frame, &table, (&gone, &none), &new).await?;
+                let rows = (&new, deadline);
+                tombstones.extend(keys::free_places(&frame, &table, &mut writer, rows).await?);
+            }
+            writer.reserve(&table, tombstones, deadline).await?;
             for rows in &new {
                 writer.write(&table, rows.clone(), deadline).await?;
             }
@@ -287,7 +302,8 @@ async fn delete(
         let old = reading.rows(frame, values).await?;
         if old.complete {
             let (count, rows) = (old.count(), old.batches.clone());
-            tombstones::take(frame, (table, &old), writer, deadline).await?;
+            let tombstones = tombstones::taking(frame, table, &old).await?;
+            writer.reserve(table, tombstones, deadline).await?;
             return Ok((count, rows));
         }
     }
@@ -298,6 +314,12 @@ async fn delete(
     let count = reading.count(frame, values).await?;
     writer.reserve(table, exact.tombstones(frame), deadline).await?;
     Ok((count, Vec::new()))
+}
+
+/// Rows without what was computed of them.
+fn whole_rows(table: &Table, rows: &[RecordBatch]) -> Result<Vec<RecordBatch>, Error> {
+    let columns: Vec<usize> = (0..table.columns.columns.len()).collect();
+    Ok(rows.iter().map(|batch| batch.project(&columns)).collect::<Result<_, _>>()?)
 }
 
 /// The rows as an UPDATE leaves them. Of those read, the values that are set follow the columns of the table.

@@ -13,12 +13,13 @@ use super::{
     copy_binary::Tuples,
     copy_options::{Copy, Form, Source},
     copy_rows::{Field, Rows},
+    ingest::put,
     insert::fill,
     table::{default_of, find},
     text::{TextStyle, write_text},
 };
 use crate::{
-    Error, Reply, Session,
+    Error, Reply, Session, Snapshot,
     ingest::send::{Writer, blocking},
     session::Frame,
 };
@@ -137,6 +138,14 @@ pub(crate) async fn begin(session: &mut Session, copy: &Copy, sql: &str) -> Resu
     content.update(sql.as_bytes());
     // Taken last, so that no error above leaves the block without its rows.
     let writer = session.take_writer()?;
+    let frame = match table.columns.keys.is_empty() {
+        true => frame,
+        // Keys are looked for in what the transaction wrote, too.
+        false => {
+            let snapshot = session.fresh_snapshot().await?;
+            session.frame_of(Snapshot { own: Some(writer.txn()), ..snapshot })?
+        }
+    };
     session.copying = true;
     Ok(Reply::CopyIn(CopyIn {
         columns: positions.len(),
@@ -182,7 +191,7 @@ impl CopyIn {
         if let Some((count, columns)) = ready {
             let batch = self.complete(count, columns).await?;
             self.count += count as u64;
-            self.writer.write(&self.table, batch, self.deadline).await?;
+            put(&self.frame, &self.table, &mut self.writer, (batch, self.deadline)).await?;
         }
         self.input = Some(input);
         Ok(())

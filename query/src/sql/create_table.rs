@@ -1,10 +1,11 @@
 //! CREATE TABLE and CREATE INDEX.
 
 use datafusion::sql::sqlparser::ast::{
-    ColumnDef, ColumnOption, CreateIndex, CreateTable, CreateTableOptions, SqlOption,
+    ColumnDef, ColumnOption, ColumnOptionDef, CreateIndex, CreateTable, CreateTableOptions, Expr,
+    Ident, IndexColumn, NullsDistinctOption, SqlOption, TableConstraint,
 };
-use hypertide_meta::catalog::{Command, Outcome};
-use hypertide_proto::schema::{Column, TableSchema};
+use hypertide_meta::catalog::{Command, Outcome, Table, TableChange};
+use hypertide_proto::schema::{Column, Key, SchemaError, TableSchema};
 
 use super::{
     parse::{fold, table_name},
@@ -24,11 +25,20 @@ pub(crate) async fn run(session: &mut Session, create: &CreateTable) -> Result<R
     for definition in &create.columns {
         columns.push(column(definition)?);
     }
-    let columns = TableSchema { columns };
+    let keys = keys_of(create, &name)?;
+    check_key_columns(&keys, &columns)?;
+    for column in &mut columns {
+        let mut primary = keys.iter().filter(|key| key.primary);
+        column.nullable &= !primary.any(|key| key.columns.contains(&column.name));
+    }
+    let columns = TableSchema { columns, keys };
     columns.check().map_err(|error| {
         let state = match error {
-            hypertide_proto::schema::SchemaError::DuplicateColumn(_) => "42701",
-            hypertide_proto::schema::SchemaError::TooManyColumns => "54011",
+            SchemaError::DuplicateColumn(_) => "42701",
+            SchemaError::TooManyColumns => "54011",
+            SchemaError::SecondPrimaryKey => "42P16",
+            SchemaError::DuplicateKey(_) => "42710",
+            SchemaError::BadKey(_) => "42703",
             _ => "42602",
         };
         Error::of(state, error)
@@ -72,9 +82,6 @@ fn check(create: &CreateTable) -> Result<(), Error> {
     if let Some((_, what)) = refused.iter().find(|(found, _)| *found) {
         return Err(Error::unsupported(what));
     }
-    if let Some(constraint) = create.constraints.first() {
-        return Err(constraint_error(&constraint.to_string()));
-    }
     match &create.table_options {
         CreateTableOptions::None => Ok(()),
         CreateTableOptions::With(options)
@@ -94,6 +101,92 @@ fn check(create: &CreateTable) -> Result<(), Error> {
     }
 }
 
+/// The keys that a table is made with.
+fn keys_of(create: &CreateTable, table: &str) -> Result<Vec<Key>, Error> {
+    let mut keys = Vec::new();
+    for definition in &create.columns {
+        for ColumnOptionDef { name, option } in &definition.options {
+            let primary = match option {
+                ColumnOption::PrimaryKey(_) => true,
+                ColumnOption::Unique(_) => false,
+                _ => continue,
+            };
+            let columns = vec![fold(&definition.name)];
+            keys.push(named_key(table, &keys, (name.as_ref(), primary), columns));
+        }
+    }
+    for constraint in &create.constraints {
+        keys.push(key_of(table, &keys, constraint)?);
+    }
+    Ok(keys)
+}
+
+/// Refuses keys of columns that are not there, or that stand twice in one.
+fn check_key_columns(keys: &[Key], columns: &[Column]) -> Result<(), Error> {
+    for Key { columns: named, primary, .. } in keys {
+        for (at, name) in named.iter().enumerate() {
+            if columns.iter().all(|column| column.name != *name) {
+                let message = format_args!("column \"{name}\" named in key does not exist");
+                return Err(Error::of("42703", message));
+            }
+            if named.iter().take(at).any(|before| before == name) {
+                let kind = if *primary { "primary key" } else { "unique" };
+                let message = format_args!("column \"{name}\" appears twice in {kind} constraint");
+                return Err(Error::of("42701", message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The key that a table constraint says.
+pub(super) fn key_of(
+    table: &str,
+    known: &[Key],
+    constraint: &TableConstraint,
+) -> Result<Key, Error> {
+    let (name, columns, primary) = match constraint {
+        TableConstraint::PrimaryKey(key) => (key.name.as_ref(), &key.columns, true),
+        TableConstraint::Unique(key) => {
+            if matches!(key.nulls_distinct, NullsDistinctOption::NotDistinct) {
+                return Err(Error::unsupported("UNIQUE NULLS NOT DISTINCT"));
+            }
+            (key.name.as_ref(), &key.columns, false)
+        }
+        other => return Err(constraint_error(&other.to_string())),
+    };
+    Ok(named_key(table, known, (name, primary), plain_columns(columns)?))
+}
+
+/// The columns of a list that has nothing but columns.
+pub(super) fn plain_columns(columns: &[IndexColumn]) -> Result<Vec<String>, Error> {
+    let column = |column: &IndexColumn| match &column.column.expr {
+        Expr::Identifier(name) => Ok(fold(name)),
+        other => Err(Error::unsupported(format_args!("a key of the expression {other}"))),
+    };
+    columns.iter().map(column).collect()
+}
+
+/// A key with the name that it was given, or that PostgreSQL would give it.
+fn named_key(
+    table: &str,
+    known: &[Key],
+    (name, primary): (Option<&Ident>, bool),
+    columns: Vec<String>,
+) -> Key {
+    let made = || {
+        let made = match primary {
+            true => format!("{table}_pkey"),
+            false => format!("{table}_{}_key", columns.join("_")),
+        };
+        let free = |name: &String| known.iter().all(|key| key.name != *name);
+        let numbered = (1..).map(|number| format!("{made}{number}"));
+        std::iter::once(made.clone()).chain(numbered).find(free).unwrap_or(made.clone())
+    };
+    let name = name.map_or_else(made, fold);
+    Key { name, columns, primary }
+}
+
 fn constraint_error(text: &str) -> Error {
     let text = text.to_ascii_uppercase();
     let known = ["PRIMARY KEY", "UNIQUE", "FOREIGN KEY", "REFERENCES", "CHECK", "EXCLUDE"];
@@ -108,6 +201,8 @@ pub(super) fn column(definition: &ColumnDef) -> Result<Column, Error> {
     for option in &definition.options {
         match &option.option {
             ColumnOption::Null => {}
+            // Keys are those of the table.
+            ColumnOption::PrimaryKey(_) | ColumnOption::Unique(_) => {}
             ColumnOption::NotNull => column.nullable = false,
             ColumnOption::Default(expr) => column.default = Some(expr.to_string()),
             ColumnOption::Generated { .. } | ColumnOption::Identity(_) => {
@@ -150,9 +245,6 @@ pub(crate) async fn create_index(
     session: &mut Session,
     index: &CreateIndex,
 ) -> Result<Reply, Error> {
-    if index.unique {
-        return Err(Error::of("0A000", "UNIQUE is not supported yet"));
-    }
     let snapshot = session.snapshot().await?;
     let path = session.settings.get("search_path").unwrap_or_default();
     let found = table::find(&snapshot.image, &index.table_name, path)?;
@@ -166,10 +258,43 @@ pub(crate) async fn create_index(
             ));
         }
     }
+    if index.unique {
+        return create_unique_index(session, index, &found).await;
+    }
     session.notice(
         "NOTICE",
         "00000",
         "CREATE INDEX has no effect: segments are sorted and carry the bounds of every column",
     );
+    Ok(Reply::Done("CREATE INDEX".into()))
+}
+
+/// CREATE UNIQUE INDEX: a key.
+async fn create_unique_index(
+    session: &mut Session,
+    index: &CreateIndex,
+    table: &Table,
+) -> Result<Reply, Error> {
+    if index.predicate.is_some() {
+        return Err(Error::unsupported("a partial unique index"));
+    }
+    if index.nulls_distinct == Some(false) {
+        return Err(Error::unsupported("UNIQUE NULLS NOT DISTINCT"));
+    }
+    let columns = plain_columns(&index.columns)?;
+    let name = match &index.name {
+        Some(name) => table_name(name)?.1,
+        None => format!("{}_{}_idx", table.name, columns.join("_")),
+    };
+    if table.columns.keys.iter().any(|key| key.name == name) {
+        let message = format!("relation \"{name}\" already exists");
+        if !index.if_not_exists {
+            return Err(Error::of("42P07", message));
+        }
+        session.notice("NOTICE", "42P07", format_args!("{message}, skipping"));
+    } else {
+        let change = TableChange::AddKey { key: Key { name, columns, primary: false } };
+        super::alter_table::change(session, table, vec![change]).await?;
+    }
     Ok(Reply::Done("CREATE INDEX".into()))
 }

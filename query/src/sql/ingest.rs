@@ -1,6 +1,6 @@
 //! Record batches of a client, as Flight sends them: matched by name, cast, and written as one statement.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch},
@@ -14,8 +14,16 @@ use hypertide_proto::schema::{Column, ColumnType};
 use hypertide_storage::batch::{DICTIONARY_ENTRIES_MAX, bytes_of, texts_type};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{insert::fill, table::find_named};
-use crate::{Error, Session, ingest::assign::assign, session::Frame};
+use super::{
+    insert::fill,
+    keys::{Keyed, Policy},
+    table::find_named,
+};
+use crate::{
+    Error, Session,
+    ingest::{assign::assign, send::Writer},
+    session::Frame,
+};
 
 /// Batches of fewer rows are joined with those that follow.
 const JOINED_ROWS_MIN: usize = 8192;
@@ -31,7 +39,9 @@ pub(crate) async fn ingest(
 ) -> Result<u64, Error> {
     let write_id = session.take_write_id()?;
     let mut writer = session.take_writer()?;
-    let frame = session.frame().await?;
+    let mut snapshot = session.fresh_snapshot().await?;
+    snapshot.own = Some(writer.txn());
+    let frame = session.frame_of(snapshot)?;
     let path = session.settings.get("search_path").unwrap_or_default();
     let schema = Some(schema).filter(|schema| !schema.is_empty());
     let table = find_named(&frame.snapshot.image, schema, table, path)?;
@@ -43,10 +53,25 @@ pub(crate) async fn ingest(
             content.update(&hypertide_storage::batch::encode(&batch)?.hash.to_be_bytes());
         }
         count += batch.num_rows() as u64;
-        writer.write(&table, batch, deadline).await?;
+        put(&frame, &table, &mut writer, (batch, deadline)).await?;
     }
     let tag = write_id.map(|id| (id, content.digest128()));
     session.end_write(writer, count, tag).await
+}
+
+/// Writes rows, which nothing may cross.
+pub(crate) async fn put(
+    frame: &Frame,
+    table: &Arc<Table>,
+    writer: &mut Writer,
+    (rows, deadline): (RecordBatch, Instant),
+) -> Result<(), Error> {
+    if table.columns.keys.is_empty() {
+        return writer.write(table, rows, deadline).await;
+    }
+    let (policy, values, written) = (&Policy::Refuse, &[], HashSet::new());
+    let mut keyed = Keyed { frame, table, policy, values, written };
+    keyed.put(writer, rows, deadline).await.map(|_| ())
 }
 
 /// The next rows: small batches are joined, since each costs the same whatever its size.

@@ -1,6 +1,10 @@
 //! INSERT … VALUES, INSERT … SELECT, DEFAULT VALUES, and RETURNING.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use arrow::{
     array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array},
@@ -10,35 +14,37 @@ use datafusion::{
     common::ScalarValue,
     datasource::MemTable,
     sql::sqlparser::ast::{
-        Expr, Insert, Query, SelectItem, SetExpr, Statement as Ast, TableObject, TableWithJoins,
-        Values,
+        ConflictTarget, Expr, Insert, OnConflict, OnConflictAction, OnInsert, Query, SelectItem,
+        SetExpr, Statement as Ast, TableObject, TableWithJoins, Values,
     },
 };
 use futures::TryStreamExt as _;
 use hypertide_meta::catalog::Table;
-use hypertide_proto::schema::{Column, ColumnType};
+use hypertide_proto::schema::{Column, ColumnType, Key};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
     call,
+    change::{self, Attempts},
     describe::{Description, columns_of, parameters, types_of},
+    keys::{Keyed, Policy, Update, empty_update_plan},
     names::Names,
-    parse::table_name,
+    parse::{fold, table_name},
     query,
     table::{default_of, find},
 };
 use crate::{
-    Error, Reply, Session,
+    Error, Reply, Session, Snapshot,
     ingest::{
         assign::assign,
         cells::{Cell, Inputs, build, cell},
-        send::WriteTag,
+        send::{WriteTag, Writer},
     },
     session::Frame,
 };
 
 /// Rows that RETURNING may give: they are kept until the commit.
-const RETURNED_ROWS_MAX: usize = 1_000_000;
+const RETURNED_ROWS_MAX: u64 = 1_000_000;
 
 /// Where an INSERT goes, and what it says of each column.
 struct Target {
@@ -52,9 +58,6 @@ impl Target {
         let TableObject::TableName(name) = &insert.table else {
             return Err(Error::unsupported("INSERT into a function or a query"));
         };
-        if insert.on.is_some() {
-            return Err(Error::of("0A000", "ON CONFLICT is not supported yet"));
-        }
         let table = find(&frame.snapshot.image, name, path)?;
         let mut columns = Vec::new();
         for name in &insert.columns {
@@ -99,45 +102,152 @@ pub(crate) async fn run(
 ) -> Result<Reply, Error> {
     let write_id = session.take_write_id()?;
     let tag: Option<WriteTag> = write_id.map(|id| (id, content_hash(sql, &values)));
-    let mut writer = session.take_writer()?;
-    let deadline = session.deadline();
-    let snapshot = {
-        let mut snapshot = session.snapshot().await?;
-        snapshot.own = Some(writer.txn());
-        snapshot
-    };
+    let snapshot = session.snapshot().await?;
     let frame = session.frame_of(snapshot)?;
     let path = session.settings.get("search_path").unwrap_or_default();
     let target = Target::new(&frame, insert, path)?;
-    let mut kept = Vec::new();
-    let mut rows = 0usize;
-    let mut keep = |batch: &RecordBatch| -> Result<(), Error> {
-        rows += batch.num_rows();
-        if insert.returning.is_some() {
-            kept.push(batch.clone());
-            if rows > RETURNED_ROWS_MAX {
+    let policy = policy_of(insert, &target.table)?;
+    if policy.is_none() {
+        return once(session, insert, (&values, tag), None).await;
+    }
+    // Rows with keys may be crossed by others: then it runs again.
+    let mut attempts = Attempts::begin(session, target.table.id).await;
+    loop {
+        match once(session, insert, (&values, tag), policy.as_ref()).await {
+            Err(error) if attempts.again(session, &error).await => {}
+            result => return result,
+        }
+    }
+}
+
+/// What becomes of rows whose keys are taken; nothing for a table without keys.
+fn policy_of(insert: &Insert, table: &Table) -> Result<Option<Policy>, Error> {
+    let alias = insert.table_alias.as_ref().map(|alias| fold(&alias.alias));
+    let alias = alias.unwrap_or_else(|| table.name.clone());
+    match &insert.on {
+        None if table.columns.keys.is_empty() => Ok(None),
+        None => Ok(Some(Policy::Refuse)),
+        Some(OnInsert::OnConflict(conflict)) => on_conflict(table, conflict, alias).map(Some),
+        Some(_) => Err(Error::unsupported("ON DUPLICATE KEY UPDATE")),
+    }
+}
+
+/// What ON CONFLICT says.
+fn on_conflict(table: &Table, conflict: &OnConflict, alias: String) -> Result<Policy, Error> {
+    let keys = &table.columns.keys;
+    let arbiter = match &conflict.conflict_target {
+        None => None,
+        Some(ConflictTarget::Columns(columns)) => {
+            let mut named = BTreeSet::new();
+            for column in columns {
+                let name = fold(column);
+                let known = table.columns.column(&name);
+                let known = known.ok_or_else(|| Error::no_column(&name, &table.name))?;
+                named.insert(known.stored_name().to_owned());
+            }
+            let same = |key: &Key| key.columns.iter().cloned().collect::<BTreeSet<_>>() == named;
+            let message = "there is no unique or exclusion constraint matching the ON CONFLICT \
+                           specification";
+            let found = keys.iter().position(same);
+            Some(found.ok_or_else(|| Error::of("42P10", message))?)
+        }
+        Some(ConflictTarget::OnConstraint(name)) => {
+            let (_, name) = table_name(name)?;
+            let found = keys.iter().position(|key| key.name == name);
+            let table = &table.name;
+            let message =
+                format_args!("constraint \"{name}\" for table \"{table}\" does not exist");
+            Some(found.ok_or_else(|| Error::of("42704", message))?)
+        }
+    };
+    match (&conflict.action, arbiter) {
+        (OnConflictAction::DoNothing, None) => Ok(Policy::Skip((0..keys.len()).collect())),
+        (OnConflictAction::DoNothing, Some(key)) => Ok(Policy::Skip(vec![key])),
+        (OnConflictAction::DoUpdate(_), None) => Err(Error::of(
+            "42601",
+            "ON CONFLICT DO UPDATE requires inference specification or constraint name",
+        )
+        .with_hint("For example, ON CONFLICT (column_name).")),
+        (OnConflictAction::DoUpdate(update), Some(key)) => {
+            let sets = change::positions(table, &change::pairs(&update.assignments)?)?;
+            let selection = update.selection.clone();
+            Ok(Policy::Update(Box::new(Update { key, sets, selection, alias })))
+        }
+    }
+}
+
+/// Where the rows of a statement go.
+struct Sink<'a> {
+    writer: Writer,
+    deadline: Instant,
+    table: &'a Arc<Table>,
+    keyed: Option<Keyed<'a>>,
+    /// Rows for RETURNING.
+    kept: Option<Vec<RecordBatch>>,
+    rows: u64,
+}
+
+impl Sink<'_> {
+    async fn put(&mut self, rows: RecordBatch) -> Result<(), Error> {
+        let rows = match &mut self.keyed {
+            Some(keyed) => keyed.put(&mut self.writer, rows, self.deadline).await?,
+            None => {
+                self.writer.write(self.table, rows.clone(), self.deadline).await?;
+                rows
+            }
+        };
+        self.rows += rows.num_rows() as u64;
+        if let Some(kept) = &mut self.kept {
+            kept.push(rows);
+            if self.rows > RETURNED_ROWS_MAX {
                 let message = format_args!("RETURNING gives at most {RETURNED_ROWS_MAX} rows");
                 return Err(Error::of("54000", message));
             }
         }
         Ok(())
+    }
+}
+
+async fn once(
+    session: &mut Session,
+    insert: &Insert,
+    (values, tag): (&[ScalarValue], Option<WriteTag>),
+    policy: Option<&Policy>,
+) -> Result<Reply, Error> {
+    let writer = session.take_writer()?;
+    let deadline = session.deadline();
+    let snapshot = {
+        let snapshot = match policy {
+            Some(_) => session.fresh_snapshot().await?,
+            None => session.snapshot().await?,
+        };
+        Snapshot { own: Some(writer.txn()), ..snapshot }
     };
+    let frame = session.frame_of(snapshot)?;
+    let path = session.settings.get("search_path").unwrap_or_default();
+    let target = Target::new(&frame, insert, path)?;
+    let table = &target.table;
+    let keyed = policy.map(|policy| Keyed {
+        frame: &frame,
+        table,
+        policy,
+        values,
+        written: HashSet::new(),
+    });
+    let kept = insert.returning.as_ref().map(|_| Vec::new());
+    let mut sink = Sink { writer, deadline, table, keyed, kept, rows: 0 };
     match insert.source.as_deref().map(|query| (query, values_of(query))) {
         None => {
-            let batch = complete(&frame, &target, 1, Vec::new()).await?;
-            keep(&batch)?;
-            writer.write(&target.table, batch, deadline).await?;
+            sink.put(complete(&frame, &target, 1, Vec::new()).await?).await?;
         }
         Some((_, Some(list))) => {
-            let batch =
-                values_batch(&frame, &target, (list, !insert.columns.is_empty()), &values).await?;
-            keep(&batch)?;
-            writer.write(&target.table, batch, deadline).await?;
+            let list = (list, !insert.columns.is_empty());
+            sink.put(values_batch(&frame, &target, list, values).await?).await?;
         }
         Some((query, None)) => {
             let ast = Ast::Query(Box::new(query.clone()));
             query::check(&ast)?;
-            let plan = query::bind(query::plan(&frame.ctx, ast).await?, values)?;
+            let plan = query::bind(query::plan(&frame.ctx, ast).await?, values.to_vec())?;
             target.check_width(plan.schema().fields().len(), !insert.columns.is_empty())?;
             let mut stream = frame.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
             while let Some(batch) = stream.try_next().await? {
@@ -146,15 +256,17 @@ pub(crate) async fn run(
                     let Some(column) = target.column(number) else { continue };
                     columns.push(assign(array, column, frame.zone)?);
                 }
-                let batch = complete(&frame, &target, batch.num_rows(), columns).await?;
-                keep(&batch)?;
-                writer.write(&target.table, batch, deadline).await?;
+                sink.put(complete(&frame, &target, batch.num_rows(), columns).await?).await?;
             }
         }
     }
-    let count = session.end_write(writer, rows as u64, tag).await?;
+    let Sink { writer, kept, rows, .. } = sink;
+    let count = session.end_write(writer, rows, tag).await?;
     match &insert.returning {
-        Some(items) => returning(&frame, &target.table, (items, "INSERT 0"), kept).await,
+        Some(items) => {
+            let kept = kept.unwrap_or_default();
+            returning(&frame, &target.table, (items, "INSERT 0"), kept).await
+        }
         None => Ok(Reply::Done(format!("INSERT 0 {count}"))),
     }
 }
@@ -334,6 +446,19 @@ pub(crate) async fn describe(
             types = types_of(&plan)?;
         }
         None => {}
+    }
+    if let Some(Policy::Update(update)) = policy_of(insert, &target.table)? {
+        let plan = empty_update_plan(frame, &target.table, &update).await?;
+        for (number, found) in types_of(&plan)? {
+            types.entry(number).or_insert(found);
+        }
+        for (position, expr) in &update.sets {
+            if let Some(column) = target.table.columns.columns.get(*position)
+                && let Cell::Parameter(number) = cell(expr, column.column_type)
+            {
+                types.insert(number, Some(column.column_type));
+            }
+        }
     }
     let columns = match &insert.returning {
         Some(items) => {

@@ -28,6 +28,7 @@ pub(crate) mod health;
 pub(crate) mod hypertable;
 pub(crate) mod ingest;
 pub(crate) mod insert;
+pub(crate) mod keys;
 pub(crate) mod membership;
 pub(crate) mod move_chunk;
 pub(crate) mod names;

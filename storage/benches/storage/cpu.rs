@@ -146,5 +146,5 @@ pub fn schema() -> SchemaRef {
     let time = [column("time", ColumnType::TimestampTz)].into_iter();
     let tags = TAG_NAMES.map(|name| column(name, ColumnType::Text));
     let metrics = METRIC_NAMES.map(|name| column(name, ColumnType::Double));
-    TableSchema { columns: time.chain(tags).chain(metrics).collect() }.to_arrow()
+    TableSchema::of(time.chain(tags).chain(metrics).collect()).to_arrow()
 }

@@ -38,6 +38,7 @@ pub fn schema() -> SchemaRef {
             column("device", ColumnType::Text),
             column("reading", ColumnType::Double),
         ],
+        keys: Vec::new(),
     }
     .to_arrow()
 }

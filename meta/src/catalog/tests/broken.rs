@@ -32,7 +32,7 @@ fn whole() -> Catalog {
         schema: "public".to_owned(),
         name: "t".to_owned(),
         owner: "ann".to_owned(),
-        columns: TableSchema { columns: vec![time] },
+        columns: TableSchema::of(vec![time]),
         if_not_exists: false,
     };
     let spec = HypertableSpec {

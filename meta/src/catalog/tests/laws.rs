@@ -51,7 +51,7 @@ fn new_table(name: &str, if_not_exists: bool) -> Command {
         schema: "public".to_owned(),
         name: name.to_owned(),
         owner: "ann".to_owned(),
-        columns: TableSchema { columns },
+        columns: TableSchema::of(columns),
         if_not_exists,
     }
 }

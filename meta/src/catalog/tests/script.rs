@@ -252,7 +252,7 @@ pub(super) fn columns(line: &Line) -> Answer<TableSchema> {
     let options = ["older", "null"];
     let columns = line.args.iter().filter_map(key_value).filter(|(key, _)| !options.contains(key));
     let columns = columns.map(column);
-    Ok(TableSchema { columns: columns.collect::<Answer<_>>()? })
+    Ok(TableSchema::of(columns.collect::<Answer<_>>()?))
 }
 
 fn spec(line: &Line) -> Answer<HypertableSpec> {

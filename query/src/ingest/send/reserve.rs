@@ -6,10 +6,11 @@
 
 use std::{sync::Arc, time::Instant};
 
+use arrow::array::RecordBatch;
 use hypertide_meta::catalog::{Chunk, Table};
 use hypertide_storage::Tombstone;
 
-use super::{BTreeMap, Members, Share, Writer, contended};
+use super::{BTreeMap, Members, Share, Writer, contended, split};
 use crate::Error;
 
 impl Writer {
@@ -48,6 +49,23 @@ impl Writer {
         }
         self.cover(Members::First, deadline).await?;
         self.cover(Members::All, deadline).await
+    }
+
+    /// The chunks that rows belong in, with their positions; missing ones are made.
+    pub(crate) async fn chunks_for(
+        &mut self,
+        table: &Arc<Table>,
+        rows: &RecordBatch,
+        deadline: Instant,
+    ) -> Result<Vec<(Chunk, Vec<u32>)>, Error> {
+        let deadline = deadline.min(Instant::now() + self.engine.config.commit_deadline);
+        let groups = split(table, &self.edges(table), rows)?;
+        self.find_chunks(table, &groups, deadline).await?;
+        let found = groups.into_iter().filter_map(|group| {
+            let chunk = self.found.get(&(table.id, group.key))?;
+            Some((self.shares.get(chunk)?.chunk.clone(), group.rows))
+        });
+        Ok(found.collect())
     }
 
     /// Whether it holds tombstones.

@@ -187,7 +187,7 @@ impl Cluster {
             schema: "public".to_owned(),
             name: name.to_owned(),
             owner: "hypertide".to_owned(),
-            columns: TableSchema { columns: columns.collect() },
+            columns: TableSchema::of(columns.collect()),
             if_not_exists: false,
         };
         let Outcome::Table(table, _) = self.propose(create).await else { panic!("no table") };

@@ -30,20 +30,23 @@ pub(super) struct Reading<'a> {
     pub(super) table: &'a Arc<Table>,
     factor: TableFactor,
     selection: Option<Expr>,
-    /// Positions of the columns that rows are told by.
+    /// Positions of the columns that are read.
     columns: Vec<usize>,
+    /// Those of them that rows are told by.
+    by: Vec<usize>,
     /// Further expressions.
     computed: Vec<Expr>,
     returning: bool,
 }
 
-/// Rows of a table, by the columns that they are told by.
+/// Rows of a table, and the columns that they are told by.
 #[derive(Debug)]
 pub(crate) struct Matched {
-    /// The first columns are those; others may follow.
     pub(super) batches: Vec<RecordBatch>,
-    /// Their positions in the table.
+    /// Positions in the table of their first columns; others may follow.
     pub(super) columns: Vec<usize>,
+    /// Those of them that the rows are told by.
+    pub(super) by: Vec<usize>,
     /// Whether these are all.
     pub(super) complete: bool,
 }
@@ -53,16 +56,15 @@ impl<'a> Reading<'a> {
         check_volatile(change.selection.as_ref(), change.name())?;
         let all = table.columns.columns.len();
         let whole = change.sets.is_some() || change.returning.is_some();
-        let columns = match named(table, change.selection.as_ref()).filter(|_| !whole) {
-            Some(columns) => columns,
-            None => (0..all).collect(),
-        };
+        let by = named(table, change.selection.as_ref()).unwrap_or_else(|| (0..all).collect());
+        let columns = if whole { (0..all).collect() } else { by.clone() };
         let computed = positions(table, change.sets.as_deref().unwrap_or_default())?;
         Ok(Self {
             table,
             factor: change.factor.clone(),
             selection: change.selection.clone(),
             columns,
+            by,
             computed: computed.into_iter().map(|(_, expr)| expr).collect(),
             returning: change.returning.is_some(),
         })
@@ -95,7 +97,7 @@ impl<'a> Reading<'a> {
         Ok(ast)
     }
 
-    /// Positions of the columns that rows are told by.
+    /// Positions of the columns that are read.
     pub(super) fn columns(&self) -> &[usize] {
         &self.columns
     }
@@ -108,8 +110,8 @@ impl<'a> Reading<'a> {
     ) -> Result<Matched, Error> {
         let plan = query::bind(query::plan(&frame.ctx, self.query()?).await?, values.to_vec())?;
         let mut stream = frame.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
-        let columns = self.columns.clone();
-        let mut matched = Matched { batches: Vec::new(), columns, complete: true };
+        let (columns, by) = (self.columns.clone(), self.by.clone());
+        let mut matched = Matched { batches: Vec::new(), columns, by, complete: true };
         let (mut rows, mut bytes) = (0, 0);
         while let Some(batch) = stream.try_next().await? {
             (rows, bytes) = (rows + batch.num_rows(), bytes + bytes_of(&batch));
@@ -137,6 +139,12 @@ impl<'a> Reading<'a> {
 }
 
 impl Matched {
+    /// Rows that have exactly the table's columns, by those at these positions.
+    pub(crate) fn by(rows: &RecordBatch, by: Vec<usize>) -> Result<Self, Error> {
+        let batches = vec![rows.project(&by)?];
+        Ok(Self { batches, columns: by.clone(), by, complete: true })
+    }
+
     pub(super) fn count(&self) -> u64 {
         self.batches.iter().map(|batch| batch.num_rows() as u64).sum()
     }

@@ -251,3 +251,62 @@ fn no_update_of_a_counter_is_lost() {
     let seen = cluster.run(&mut session, "SELECT time, v FROM t ORDER BY time");
     assert!(seen.contains(&format!("1|{}\n2|0", SESSIONS * UPDATES)), "{seen}");
 }
+
+#[test]
+fn sessions_that_insert_the_same_keys_agree() {
+    const SESSIONS: usize = 6;
+    const STATEMENTS: usize = 12;
+    let cluster = Arc::new(Cluster::start(3));
+    let mut session = cluster.session();
+    for table in ["p", "u"] {
+        let sql = format!(
+            "CREATE TABLE {table} (time bigint, device int, n bigint, PRIMARY KEY (time, device))"
+        );
+        must(&cluster, &mut session, &sql, "CREATE TABLE");
+        let sql = format!(
+            "SELECT created FROM create_distributed_hypertable('{table}', 'time', 'device', 2, \
+             chunk_time_interval => 4, replication_factor => 2)"
+        );
+        assert!(cluster.run(&mut session, &sql).contains("created\nt\n"));
+    }
+    let working = (0..SESSIONS as u64).map(|number| {
+        let (cluster, mut session) = (Arc::clone(&cluster), cluster.session());
+        std::thread::spawn(move || {
+            let (mut inserted, mut upserted) = (0, 0);
+            let mut random = Random(number);
+            for _ in 0..STATEMENTS {
+                let (time, device) = (random.below(8), random.below(2));
+                let values = format!("({time}, {device}, 1)");
+                let said = cluster.run(&mut session, &format!("INSERT INTO p VALUES {values}"));
+                match said.trim_end() {
+                    "INSERT 0 1" => inserted += 1,
+                    said => assert!(said.contains("23505") || said.contains("40001"), "{said}"),
+                }
+                let sql = format!(
+                    "INSERT INTO u VALUES {values} ON CONFLICT (time, device) \
+                     DO UPDATE SET n = u.n + excluded.n"
+                );
+                let said = cluster.run(&mut session, &sql);
+                match said.trim_end() {
+                    "INSERT 0 1" => upserted += 1,
+                    said => assert!(said.contains("40001"), "{said}"),
+                }
+            }
+            (inserted, upserted)
+        })
+    });
+    let working: Vec<_> = working.collect();
+    let (mut inserted, mut upserted) = (0, 0);
+    for thread in working {
+        let done = thread.join().expect("it goes on");
+        (inserted, upserted) = (inserted + done.0, upserted + done.1);
+    }
+    println!("{inserted} inserted, {upserted} upserted of {}", SESSIONS * STATEMENTS);
+    let sql = "SELECT count(*), count(DISTINCT time * 2 + device) FROM p";
+    let seen = cluster.run(&mut session, sql);
+    assert!(seen.contains(&format!("\n{inserted}|{inserted}\n")), "{inserted}: {seen}");
+    let seen = cluster.run(&mut session, "SELECT sum(n) FROM u");
+    assert!(seen.contains(&format!("\n{upserted}\n")), "{upserted}: {seen}");
+    let sql = "SELECT count(*) - count(DISTINCT time * 2 + device) FROM u";
+    assert!(cluster.run(&mut session, sql).contains("\n0\n"));
+}

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Instant,
 };
 
 use arrow::{
@@ -18,13 +17,13 @@ use hypertide_proto::{
     predicate::{Predicate, Term, Test, Value},
     schema::Column,
 };
-use hypertide_storage::{Listed, Tombstone};
+use hypertide_storage::{Listed, TOMBSTONE_BYTES_MAX, Tombstone, batch::bytes_of};
 
 use super::matched::Matched;
 use crate::{
     Error,
     ingest::{
-        send::{Writer, blocking},
+        send::blocking,
         split::{Edges, places, split},
     },
     scalar::value_of,
@@ -35,23 +34,27 @@ use crate::{
 const PLACES_MAX: usize = 8192;
 /// Rows that one tombstone names.
 const NAMED_MAX: usize = 16_384;
+/// Bytes of their values, about.
+const NAMED_BYTES_MAX: usize = TOMBSTONE_BYTES_MAX / 4;
 /// Different values of a column by which a tombstone says where its rows lie.
 const VALUES_MAX: usize = 16;
 
-/// Takes the rows, which are of the snapshot of the frame.
-pub(crate) async fn take(
+/// Tombstones that take rows, which are of the snapshot of the frame.
+pub(crate) async fn taking(
     frame: &Frame,
-    (table, rows): (&Arc<Table>, &Matched),
-    writer: &mut Writer,
-    deadline: Instant,
-) -> Result<(), Error> {
+    table: &Arc<Table>,
+    rows: &Matched,
+) -> Result<Vec<(Chunk, Tombstone)>, Error> {
     let (image, csn) = (Arc::clone(&frame.snapshot.image), frame.snapshot.csn);
-    let (of, columns, batches) = (Arc::clone(table), rows.columns.clone(), rows.batches.clone());
-    let tombstones = blocking(move || {
+    let (of, batches) = (Arc::clone(table), rows.batches.clone());
+    let columns = rows.by.clone();
+    let place = |position: &usize| rows.columns.iter().position(|at| at == position);
+    let places_of: Vec<usize> = columns.iter().filter_map(place).collect();
+    blocking(move || {
         let edges = Edges::of(&of, image.catalog.chunks_of(of.id));
         let mut chunks: BTreeMap<ChunkId, (Chunk, Taking)> = BTreeMap::new();
         for batch in &batches {
-            let batch = batch.project(&(0..columns.len()).collect::<Vec<_>>())?;
+            let batch = batch.project(&places_of)?;
             let all = places(&of, &batch)?;
             for group in split(&of, &edges, &batch)? {
                 let positions = UInt32Array::from(group.rows.clone());
@@ -76,8 +79,25 @@ pub(crate) async fn take(
         }
         Ok(tombstones)
     })
-    .await?;
-    writer.reserve(table, tombstones, deadline).await
+    .await
+}
+
+/// Tombstones that reserve the places of rows which are about to be written to these chunks.
+pub(crate) fn reserving(
+    frame: &Frame,
+    table: &Table,
+    rows: &RecordBatch,
+    chunks: Vec<(Chunk, Vec<u32>)>,
+) -> Result<Vec<(Chunk, Tombstone)>, Error> {
+    let all = places(table, rows)?;
+    let csn = frame.snapshot.csn;
+    let reserving = |(chunk, positions): (Chunk, Vec<u32>)| {
+        let touched = all.as_ref().map(|all| {
+            positions.iter().filter_map(|row| all.get(*row as usize).copied()).collect()
+        });
+        (chunk, Tombstone::reserving(csn, bounded(touched)))
+    };
+    Ok(chunks.into_iter().map(reserving).collect())
 }
 
 /// The different places in order; nothing for too many.
@@ -145,8 +165,10 @@ fn different(parts: &[RecordBatch]) -> Result<Vec<RecordBatch>, Error> {
         kept.push(take_record_batch(part, &UInt32Array::from(fresh))?);
     }
     let whole = arrow::compute::concat_batches(&schema, &kept)?;
-    let starts = (0..whole.num_rows()).step_by(NAMED_MAX);
-    Ok(starts.map(|start| whole.slice(start, NAMED_MAX.min(whole.num_rows() - start))).collect())
+    let row_bytes = bytes_of(&whole) / whole.num_rows().max(1) + 1;
+    let most = (NAMED_BYTES_MAX / row_bytes).clamp(1, NAMED_MAX);
+    let starts = (0..whole.num_rows()).step_by(most);
+    Ok(starts.map(|start| whole.slice(start, most.min(whole.num_rows() - start))).collect())
 }
 
 /// Where rows lie, in the columns that every row of the table has had from the start.
