@@ -4,8 +4,8 @@ use arrow::{compute::cast, datatypes::DataType};
 use datafusion::{
     common::ScalarValue,
     sql::sqlparser::ast::{
-        AlterColumnOperation, AlterTable, AlterTableOperation, ColumnDef, Expr, Function, Ident,
-        RenameTableNameKind, visit_expressions,
+        AlterColumnOperation, AlterTable, AlterTableOperation, ColumnDef, ColumnOption,
+        ColumnOptionDef, Expr, Function, Ident, RenameTableNameKind, visit_expressions,
     },
 };
 use hypertide_meta::catalog::{Command, Table, TableChange};
@@ -40,7 +40,7 @@ pub(crate) async fn run(session: &mut Session, alter: &AlterTable) -> Result<Rep
     for operation in &alter.operations {
         changes.extend(changes_of(session, (&frame, &table), operation).await?);
     }
-    change(session, &table, changes).await?;
+    Box::pin(change(session, &table, changes)).await?;
     done()
 }
 
@@ -188,6 +188,12 @@ async fn added(
     (frame, table): (&Frame, &Table),
     definition: &ColumnDef,
 ) -> Result<Column, Error> {
+    for ColumnOptionDef { option, .. } in &definition.options {
+        if matches!(option, ColumnOption::PrimaryKey(_) | ColumnOption::Unique(_)) {
+            return Err(Error::unsupported("a key in ADD COLUMN")
+                .with_hint("Add the column first, and then a constraint."));
+        }
+    }
     let mut column = column(definition)?;
     let Some(default) = table::default_of(&column)? else { return Ok(column) };
     check_default(session, frame, &column).await?;

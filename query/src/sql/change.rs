@@ -203,7 +203,7 @@ pub(crate) async fn run(
     };
     let mut attempts = Attempts::begin(session, table).await;
     loop {
-        match once(session, change, &values, tag).await {
+        match Box::pin(once(session, change, &values, tag)).await {
             Err(error) if attempts.again(session, &error).await => {}
             result => return result,
         }

@@ -294,7 +294,7 @@ async fn create_unique_index(
         session.notice("NOTICE", "42P07", format_args!("{message}, skipping"));
     } else {
         let change = TableChange::AddKey { key: Key { name, columns, primary: false } };
-        super::alter_table::change(session, table, vec![change]).await?;
+        Box::pin(super::alter_table::change(session, table, vec![change])).await?;
     }
     Ok(Reply::Done("CREATE INDEX".into()))
 }

@@ -69,8 +69,12 @@ async fn plan(
 ) -> Result<Description, Error> {
     match ast {
         Ast::Insert(statement) => insert::describe(frame, statement, hints).await,
-        Ast::Delete(delete) => change::describe(frame, &Change::of_delete(delete)?, hints).await,
-        Ast::Update(update) => change::describe(frame, &Change::of_update(update)?, hints).await,
+        Ast::Delete(delete) => {
+            Box::pin(change::describe(frame, &Change::of_delete(delete)?, hints)).await
+        }
+        Ast::Update(update) => {
+            Box::pin(change::describe(frame, &Change::of_update(update)?, hints)).await
+        }
         Ast::Explain { statement, .. } => {
             let (parameters, _) = Box::pin(plan(frame, statement, hints)).await?;
             Ok((parameters, Some(query::explain_schema())))

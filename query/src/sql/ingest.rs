@@ -71,7 +71,7 @@ pub(crate) async fn put(
     }
     let (policy, values, written) = (&Policy::Refuse, &[], HashSet::new());
     let mut keyed = Keyed { frame, table, policy, values, written };
-    keyed.put(writer, rows, deadline).await.map(|_| ())
+    Box::pin(keyed.put(writer, rows, deadline)).await.map(|_| ())
 }
 
 /// The next rows: small batches are joined, since each costs the same whatever its size.

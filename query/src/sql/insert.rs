@@ -108,12 +108,12 @@ pub(crate) async fn run(
     let target = Target::new(&frame, insert, path)?;
     let policy = policy_of(insert, &target.table)?;
     if policy.is_none() {
-        return once(session, insert, (&values, tag), None).await;
+        return Box::pin(once(session, insert, (&values, tag), None)).await;
     }
     // Rows with keys may be crossed by others: then it runs again.
     let mut attempts = Attempts::begin(session, target.table.id).await;
     loop {
-        match once(session, insert, (&values, tag), policy.as_ref()).await {
+        match Box::pin(once(session, insert, (&values, tag), policy.as_ref())).await {
             Err(error) if attempts.again(session, &error).await => {}
             result => return result,
         }
@@ -190,7 +190,7 @@ struct Sink<'a> {
 impl Sink<'_> {
     async fn put(&mut self, rows: RecordBatch) -> Result<(), Error> {
         let rows = match &mut self.keyed {
-            Some(keyed) => keyed.put(&mut self.writer, rows, self.deadline).await?,
+            Some(keyed) => Box::pin(keyed.put(&mut self.writer, rows, self.deadline)).await?,
             None => {
                 self.writer.write(self.table, rows.clone(), self.deadline).await?;
                 rows
@@ -448,7 +448,7 @@ pub(crate) async fn describe(
         None => {}
     }
     if let Some(Policy::Update(update)) = policy_of(insert, &target.table)? {
-        let plan = empty_update_plan(frame, &target.table, &update).await?;
+        let plan = Box::pin(empty_update_plan(frame, &target.table, &update)).await?;
         for (number, found) in types_of(&plan)? {
             types.entry(number).or_insert(found);
         }

@@ -61,12 +61,16 @@ async fn run_sql(
     let done = |tag: &str| Ok(Reply::Done(tag.to_owned()));
     match ast {
         Ast::Query(_) | Ast::Explain { .. } => query::run(session, ast, values).await,
-        Ast::Insert(statement) => insert::run(session, statement, &prepared.sql, values).await,
+        Ast::Insert(statement) => {
+            Box::pin(insert::run(session, statement, &prepared.sql, values)).await
+        }
         Ast::Delete(delete) => {
-            change::run(session, &Change::of_delete(delete)?, &prepared.sql, values).await
+            let change = Change::of_delete(delete)?;
+            Box::pin(change::run(session, &change, &prepared.sql, values)).await
         }
         Ast::Update(update) => {
-            change::run(session, &Change::of_update(update)?, &prepared.sql, values).await
+            let change = Change::of_update(update)?;
+            Box::pin(change::run(session, &change, &prepared.sql, values)).await
         }
         Ast::StartTransaction { modes, .. } => transaction::begin(session, modes),
         Ast::Commit { chain: false, .. } => transaction::commit(session).await,
