@@ -215,10 +215,11 @@ async fn directories_are_refused_in_words() {
     cluster.halt(1).await;
     let message = start(2).await;
     assert!(message.contains("belongs to node a1, not to a2"), "{message}");
+    let node = std::fs::read(dir.join("NODE")).expect("read");
     std::fs::write(dir.join("NODE"), "format 99\nnode 1\n").expect("written");
     let message = start(1).await;
     assert!(message.contains("has format 99"), "{message}");
-    std::fs::write(dir.join("NODE"), "format 2\nnode 1\n").expect("written");
+    std::fs::write(dir.join("NODE"), node).expect("written");
     std::fs::remove_file(dir.join("raft.redb")).expect("removed");
     let message = start(1).await;
     assert!(message.contains("the raft log of a1") && message.contains("is lost"), "{message}");

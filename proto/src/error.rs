@@ -136,16 +136,21 @@ impl From<Status> for RpcError {
         let named = status.metadata().get(CODE_KEY).and_then(|name| name.to_str().ok());
         let code = named.and_then(|name| CODES.iter().find(|row| row.1 == name).map(|row| row.0));
         Self {
-            code: code.unwrap_or_else(|| foreign_code(status.code())),
+            code: code.unwrap_or_else(|| foreign_code(&status)),
             message: status.message().to_owned(),
         }
     }
 }
 
 /// The code of a status that no process of ours made, such as one of the transport.
-fn foreign_code(code: GrpcCode) -> Code {
-    match code {
+///
+/// A status with a cause was made on this side, of a connection that broke; what a peer says comes without one. Such a
+/// break is no defect of the peer's and nobody's cancelling, whatever the transport calls it.
+fn foreign_code(status: &Status) -> Code {
+    let caused = std::error::Error::source(status).is_some();
+    match status.code() {
         GrpcCode::Unavailable => Code::Unavailable,
+        GrpcCode::Unknown | GrpcCode::Internal | GrpcCode::Cancelled if caused => Code::Unavailable,
         GrpcCode::DeadlineExceeded => Code::DeadlineExceeded,
         GrpcCode::Cancelled => Code::Cancelled,
         GrpcCode::OutOfRange | GrpcCode::ResourceExhausted => Code::TooLarge,
@@ -168,8 +173,20 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_connection_is_neither_a_defect_nor_a_cancelling() {
+        for code in [GrpcCode::Unknown, GrpcCode::Internal, GrpcCode::Cancelled] {
+            let mut broken = Status::new(code, "broken");
+            broken.set_source(std::sync::Arc::new(std::io::Error::other("reset")));
+            assert_eq!(RpcError::from(broken).code, Code::Unavailable, "{code:?}");
+        }
+        let damaged = RpcError::new(Code::Damaged, "chunk 3: bad checksum");
+        assert_eq!(RpcError::from(Status::from(damaged.clone())), damaged);
+    }
+
+    #[test]
     fn foreign_statuses_keep_their_meaning() {
         assert_eq!(RpcError::from(Status::unavailable("x")).retry(), Retry::OtherNode);
         assert_eq!(RpcError::from(Status::unknown("x")).code, Code::Internal);
+        assert_eq!(RpcError::from(Status::cancelled("x")).code, Code::Cancelled);
     }
 }

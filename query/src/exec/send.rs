@@ -52,7 +52,7 @@ pub(super) async fn send(
     let request = request(statement, plan)?;
     let answer = tokio::time::timeout_at(deadline, client.execute(request));
     let answer = answer.await.map_err(|_| out_of_time())?;
-    let messages = answer.map_err(call_error)?.into_inner();
+    let messages = answer.map_err(RpcError::from)?.into_inner();
     let messages = messages_until(messages, deadline);
     let mut report = NodeReport::default();
     let data = messages.filter_map(move |message| {
@@ -129,30 +129,7 @@ fn out_of_time() -> RpcError {
 
 fn flight_error(error: FlightError) -> RpcError {
     match error {
-        FlightError::Tonic(status) => call_error(*status),
+        FlightError::Tonic(status) => RpcError::from(*status),
         other => RpcError::new(Code::Internal, other),
-    }
-}
-
-/// The error of a call or of its stream. An unknown error with a cause was made here, of a connection that broke: what a
-/// data node says has none. A read may be asked for elsewhere, and is no defect.
-fn call_error(status: Status) -> RpcError {
-    let broken =
-        status.code() == tonic::Code::Unknown && std::error::Error::source(&status).is_some();
-    let error = RpcError::from(status);
-    if broken { RpcError::new(Code::Unavailable, error.message) } else { error }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_broken_connection_is_no_defect() {
-        let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        assert_eq!(call_error(Status::from_error(Box::new(broken))).code, Code::Unavailable);
-        assert_eq!(call_error(Status::unknown("odd")).code, Code::Internal);
-        let damaged = RpcError::new(Code::Damaged, "chunk 3: bad checksum");
-        assert_eq!(call_error(damaged.clone().into()), damaged);
     }
 }

@@ -214,7 +214,9 @@ fn size_pretty(bytes: i64) -> String {
 }
 
 fn table_is_visible(image: &Image, values: Values<'_>) -> Option<bool> {
-    oid::table(image, number(values, 0)?).map(oid::visible)
+    let oid = number(values, 0)?;
+    let table = oid::table(image, oid).or_else(|| oid::key(image, oid).map(|(table, _)| table));
+    table.map(oid::visible)
 }
 
 fn userbyid(_: &Image, values: Values<'_>) -> Option<String> {

@@ -137,8 +137,11 @@ pub(super) fn name(image: &Image, oid: i64) -> Option<String> {
     if let Some((name, _)) = SYSTEM.iter().find(|(_, known)| *known == oid) {
         return Some((*name).to_owned());
     }
-    let table = table(image, oid)?;
-    let name = quoted(&table.name);
+    let (table, name) = match key(image, oid) {
+        Some((table, key)) => (table, &key.name),
+        None => table(image, oid).map(|table| (table, &table.name))?,
+    };
+    let name = quoted(name);
     match visible(table) {
         true => Some(name),
         false => Some(format!("{}.{name}", quoted(&table.schema))),

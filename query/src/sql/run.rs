@@ -9,7 +9,7 @@ use arrow::{
 use datafusion::{
     common::ScalarValue,
     physical_plan::stream::RecordBatchStreamAdapter,
-    sql::sqlparser::ast::{Expr, ObjectType, Statement as Ast},
+    sql::sqlparser::ast::{DataType as SqlType, Expr, Ident, ObjectType, Statement as Ast},
 };
 
 use super::{
@@ -87,40 +87,14 @@ async fn run_sql(
         }
         Ast::Truncate(truncate) => drop::truncate(session, truncate).await,
         Ast::CreateIndex(index) => create_table::create_index(session, index).await,
-        Ast::CreateExtension(extension) => {
-            let name = fold(&extension.name);
-            if !["timescaledb", "plpgsql"].contains(&name.as_str()) {
-                return Err(Error::of(
-                    "0A000",
-                    format_args!("extension \"{name}\" is not available"),
-                ));
-            }
-            session.notice(
-                "NOTICE",
-                "42710",
-                format_args!("extension \"{name}\" already exists, skipping"),
-            );
-            done("CREATE EXTENSION")
-        }
+        Ast::CreateExtension(extension) => create_extension(session, &extension.name),
         Ast::Call(function) => super::call::procedure(session, function, &values).await,
         Ast::Analyze(_) => done("ANALYZE"),
         Ast::Vacuum(_) => done("VACUUM"),
         Ast::UNLISTEN { .. } => done("UNLISTEN"),
         Ast::Close { .. } => done("CLOSE CURSOR"),
         Ast::Prepare { name, data_types, statement } => {
-            let hints: Vec<_> =
-                data_types.iter().map(super::types::column_type).map(Result::ok).collect();
-            let text = statement.to_string();
-            let inner = Box::pin(session.prepare(&text, &hints)).await?;
-            let name = fold(name);
-            if session.named.contains_key(&name) {
-                return Err(Error::of(
-                    "42P05",
-                    format_args!("prepared statement \"{name}\" already exists"),
-                ));
-            }
-            session.named.insert(name, Arc::new(inner));
-            done("PREPARE")
+            prepare_named(session, name, data_types, &statement.to_string()).await
         }
         Ast::Execute { name: Some(name), parameters, .. } => {
             let name = super::parse::table_name(name)?.1;
@@ -129,6 +103,34 @@ async fn run_sql(
         Ast::Deallocate { name, .. } => deallocate(session, &fold(name)),
         other => Err(unsupported(other)),
     }
+}
+
+/// The extensions that scripts for TimescaleDB create are there from the start.
+fn create_extension(session: &mut Session, name: &Ident) -> Result<Reply, Error> {
+    let name = fold(name);
+    if !["timescaledb", "plpgsql"].contains(&name.as_str()) {
+        return Err(Error::of("0A000", format_args!("extension \"{name}\" is not available")));
+    }
+    let message = format_args!("extension \"{name}\" already exists, skipping");
+    session.notice("NOTICE", "42710", message);
+    Ok(Reply::Done("CREATE EXTENSION".into()))
+}
+
+async fn prepare_named(
+    session: &mut Session,
+    name: &Ident,
+    types: &[SqlType],
+    text: &str,
+) -> Result<Reply, Error> {
+    let hints: Vec<_> = types.iter().map(super::types::column_type).map(Result::ok).collect();
+    let inner = Box::pin(session.prepare(text, &hints)).await?;
+    let name = fold(name);
+    if session.named.contains_key(&name) {
+        let message = format_args!("prepared statement \"{name}\" already exists");
+        return Err(Error::of("42P05", message));
+    }
+    session.named.insert(name, Arc::new(inner));
+    Ok(Reply::Done("PREPARE".into()))
 }
 
 fn deallocate(session: &mut Session, name: &str) -> Result<Reply, Error> {

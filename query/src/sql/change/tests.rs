@@ -7,6 +7,9 @@ use crate::{Session, sql::scripts::Cluster};
 /// A row: time, device, value, note.
 type Row = (i64, i64, i64, Option<String>);
 
+/// What a statement does to a row that it hits.
+type RowChange = dyn Fn(&mut Row);
+
 /// A small generator, so that a seed names a run for ever.
 struct Random(u64);
 
@@ -86,7 +89,7 @@ impl Model {
         let (condition, passes) = self.condition(random);
         let hit = self.rows.iter().filter(|row| passes(row)).count();
         let by = 1 + random.int(9);
-        let (sql, change): (String, Box<dyn Fn(&mut Row)>) = match random.below(6) {
+        let (sql, change): (String, Box<RowChange>) = match random.below(6) {
             0 | 1 => {
                 self.rows.retain(|row| !passes(row));
                 return (format!("DELETE FROM t WHERE {condition}"), format!("DELETE {hit}"));

@@ -176,8 +176,8 @@ fn bounds(table: &Table, columns: &[&Column], rows: &RecordBatch) -> Result<Pred
     let Some(hypertable) = table.hypertable() else { return Ok(Predicate::default()) };
     let mut terms = Vec::new();
     for dimension in &hypertable.dimensions {
-        let found = columns.iter().zip(rows.columns());
-        let found = found.filter(|(column, _)| column.name == dimension.column).next();
+        let mut all = columns.iter().zip(rows.columns());
+        let found = all.find(|(column, _)| column.name == dimension.column);
         let Some((column, array)) = found else { continue };
         let name = || column.stored_name().to_owned();
         if let Some(values) = few(array)? {
