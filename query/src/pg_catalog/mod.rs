@@ -9,7 +9,6 @@
 //! A table has the OID 16384 and its id; a schema has one that follows from its name, so that all access nodes agree.
 //! Unique keys are shown as indexes and constraints. Much of what PostgreSQL has does not exist here (policies,
 //! inheritance): those tables are known and empty, and a query of one of them is answered without being planned in full.
-//! Of `information_schema`, what DataFusion does not have, the views of constraints, is here too.
 
 mod format;
 mod functions;

@@ -8,6 +8,7 @@
 //! | `'t'::regclass`, `oid::regclass` | functions from name to number and back |
 //! | `x::oid`, `x::name`, `x::pg_catalog.text` ... | a cast to `bigint` or `text` |
 //! | `a LIKE b ESCAPE '/'` | with the backslash as escape |
+//! | `options \|\| ARRAY(SELECT … FROM unnest(t.reloptions))` | `options` |
 //! | `SELECT … FROM` a table that never has rows | as many NULLs, no row |
 //! | `(SELECT … FROM pg_attrdef …)`, `pg_type` | with `max`, as it has one row at most |
 
@@ -73,6 +74,15 @@ impl VisitorMut for Rewriter {
             && tables::names().any(|known| known == name)
         {
             relation.0.insert(0, ObjectNamePart::Identifier(Ident::new(PG_CATALOG)));
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if let Expr::BinaryOp { left, op: BinaryOperator::StringConcat, right } = expr
+            && matches!(right.as_ref(), Expr::Function(function) if is_array_of_options(function))
+        {
+            *expr = take(left);
         }
         ControlFlow::Continue(())
     }
@@ -228,6 +238,22 @@ fn is_array_of_nothing(function: &Function) -> bool {
     let FunctionArguments::Subquery(query) = &function.args else { return false };
     let SetExpr::Select(select) = query.body.as_ref() else { return false };
     parts(&function.name) == ["array"] && select.from.is_empty() && is_false(&select.selection)
+}
+
+/// Whether it is `ARRAY(SELECT … FROM unnest(t.reloptions))`: no relation has options here.
+fn is_array_of_options(function: &Function) -> bool {
+    let FunctionArguments::Subquery(query) = &function.args else { return false };
+    let SetExpr::Select(select) = query.body.as_ref() else { return false };
+    let [TableWithJoins { relation, .. }] = select.from.as_slice() else { return false };
+    let TableFactor::Table { name, args: Some(unnest), .. } = relation else { return false };
+    let [FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::CompoundIdentifier(column)))] =
+        unnest.args.as_slice()
+    else {
+        return false;
+    };
+    parts(&function.name) == ["array"]
+        && parts(name).last().is_some_and(|name| name == "unnest")
+        && column.last().is_some_and(|name| name.value == "reloptions")
 }
 
 fn is_false(selection: &Option<Expr>) -> bool {

@@ -13,7 +13,7 @@ use datafusion::{
     },
 };
 use hypertide_meta::{CatalogWriter, MemoryCatalog, catalog::Command};
-use hypertide_proto::schema::{Column, ColumnType, TableSchema};
+use hypertide_proto::schema::{Column, ColumnType, Key, TableSchema};
 
 use super::*;
 
@@ -59,6 +59,30 @@ FROM pg_catalog.pg_class c
  LEFT JOIN pg_catalog.pg_class tc ON (c.reltoastrelid = tc.oid)
 LEFT JOIN pg_catalog.pg_am am ON (c.relam = am.oid)
 WHERE c.oid = '16385';";
+
+const RELATION_AND_OPTIONS: &str = "SELECT c.relchecks, c.relkind, c.relhasindex, c.relhasrules, c.relhastriggers, c.relrowsecurity, c.relforcerowsecurity, false AS relhasoids, c.relispartition, pg_catalog.array_to_string(c.reloptions || array(select 'toast.' || x from pg_catalog.unnest(tc.reloptions) x), ', ')
+, c.reltablespace, CASE WHEN c.reloftype = 0 THEN '' ELSE c.reloftype::pg_catalog.regtype::pg_catalog.text END, c.relpersistence, c.relreplident, am.amname
+FROM pg_catalog.pg_class c
+ LEFT JOIN pg_catalog.pg_class tc ON (c.reltoastrelid = tc.oid)
+LEFT JOIN pg_catalog.pg_am am ON (c.relam = am.oid)
+WHERE c.oid = '16385';";
+
+const INDEXES: &str = "SELECT n.nspname as \"Schema\",
+  c.relname as \"Name\",
+  CASE c.relkind WHEN 'r' THEN 'table' WHEN 'i' THEN 'index' END as \"Type\",
+  pg_catalog.pg_get_userbyid(c.relowner) as \"Owner\",
+  c2.relname as \"Table\"
+FROM pg_catalog.pg_class c
+     LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+     LEFT JOIN pg_catalog.pg_am am ON am.oid = c.relam
+     LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid
+     LEFT JOIN pg_catalog.pg_class c2 ON i.indrelid = c2.oid
+WHERE c.relkind IN ('i','I','')
+      AND n.nspname <> 'pg_catalog'
+      AND n.nspname !~ '^pg_toast'
+      AND n.nspname <> 'information_schema'
+  AND pg_catalog.pg_table_is_visible(c.oid)
+ORDER BY 1,2;";
 
 const DATABASES: &str = "SELECT d.datname as \"Name\",
        pg_catalog.pg_get_userbyid(d.datdba) as \"Owner\",
@@ -142,12 +166,17 @@ async fn context() -> SessionContext {
         column("place", ColumnType::Varchar(20), true, Some("'here'")),
         column("level", ColumnType::Numeric { precision: 8, scale: 2 }, true, None),
     ];
+    let key = Key {
+        name: "conditions_time_key".to_owned(),
+        columns: vec!["time".to_owned()],
+        primary: false,
+    };
     let catalog = MemoryCatalog::default();
     let command = Command::CreateTable {
         schema: "public".to_owned(),
         name: "conditions".to_owned(),
         owner: "hypertide".to_owned(),
-        columns: TableSchema::of(columns),
+        columns: TableSchema { columns, keys: vec![key] },
         if_not_exists: false,
     };
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
@@ -191,6 +220,8 @@ async fn rows(ctx: &SessionContext, sql: &str) -> Vec<String> {
 async fn psql_lists_tables_databases_and_roles() {
     let ctx = context().await;
     assert_eq!(rows(&ctx, NAMES).await, ["public,conditions,table,hypertide"]);
+    let index = "public,conditions_time_key,index,hypertide,conditions";
+    assert_eq!(rows(&ctx, INDEXES).await, [index]);
     assert_eq!(rows(&ctx, DATABASES).await, ["hypertide,hypertide,UTF8,C,C,,libc,"]);
     let roles = rows(&ctx, ROLES).await;
     assert_eq!(roles, ["hypertide,true,true,true,true,true,-1,,{},false,true"]);
@@ -201,7 +232,8 @@ async fn psql_describes_a_table() {
     let ctx = context().await;
     assert_eq!(rows(&ctx, FIND).await, ["16385,public,conditions"]);
     let relation = rows(&ctx, RELATION).await;
-    assert_eq!(relation, ["0,r,false,false,false,false,false,false,false,,0,,p,d,heap"]);
+    assert_eq!(relation, ["0,r,true,false,false,false,false,false,false,,0,,p,d,heap"]);
+    assert_eq!(rows(&ctx, RELATION_AND_OPTIONS).await, relation);
     assert_eq!(
         rows(&ctx, COLUMNS).await,
         [
@@ -219,8 +251,10 @@ async fn psql_describes_a_table() {
 async fn names_and_numbers_of_relations() {
     let ctx = context().await;
     let sql = "SELECT 'conditions'::regclass, 'public.conditions'::regclass, \
-               'nope'::regclass, c.oid::regclass, 'pg_class'::regclass FROM pg_class c";
+               'nope'::regclass, c.oid::regclass, 'pg_class'::regclass FROM pg_class c WHERE c.relkind = 'r'";
     assert_eq!(rows(&ctx, sql).await, ["16385,16385,,conditions,1259"]);
+    let sql = "SELECT c.oid::regclass FROM pg_class c WHERE c.relkind = 'i'";
+    assert_eq!(rows(&ctx, sql).await, ["conditions_time_key"]);
 }
 
 #[tokio::test]

@@ -1,9 +1,12 @@
-//! `information_schema`: tables, columns, schemata.
+//! `information_schema`: tables, columns, constraints, schemata.
 
 use std::collections::BTreeSet;
 
-use hypertide_meta::{Image, catalog::DEFAULT_SCHEMA};
-use hypertide_proto::schema::{Column, ColumnType};
+use hypertide_meta::{
+    Image,
+    catalog::{DEFAULT_SCHEMA, Table},
+};
+use hypertide_proto::schema::{Column, ColumnType, Key};
 
 use super::rows::{
     Kind::{Int, Text},
@@ -88,6 +91,83 @@ pub(super) fn columns(image: &Image) -> Rows {
         }
     }
     rows
+}
+
+/// `information_schema.table_constraints`. A NOT NULL is told of in `columns` alone.
+pub(super) fn table_constraints(image: &Image) -> Rows {
+    let mut rows = Rows::new(&[
+        ("constraint_catalog", Text),
+        ("constraint_schema", Text),
+        ("constraint_name", Text),
+        ("table_catalog", Text),
+        ("table_schema", Text),
+        ("table_name", Text),
+        ("constraint_type", Text),
+        ("is_deferrable", Text),
+        ("initially_deferred", Text),
+        ("enforced", Text),
+        ("nulls_distinct", Text),
+    ]);
+    for (table, key) in keys(image) {
+        let [first, second, third] = constraint(table, key);
+        rows.push([
+            first,
+            second,
+            third,
+            DATABASE.into(),
+            table.schema.as_str().into(),
+            table.name.as_str().into(),
+            if key.primary { "PRIMARY KEY" } else { "UNIQUE" }.into(),
+            "NO".into(),
+            "NO".into(),
+            "YES".into(),
+            if key.primary { Value::Null } else { "YES".into() },
+        ]);
+    }
+    rows
+}
+
+/// `information_schema.key_column_usage`.
+pub(super) fn key_column_usage(image: &Image) -> Rows {
+    let mut rows = Rows::new(&[
+        ("constraint_catalog", Text),
+        ("constraint_schema", Text),
+        ("constraint_name", Text),
+        ("table_catalog", Text),
+        ("table_schema", Text),
+        ("table_name", Text),
+        ("column_name", Text),
+        ("ordinal_position", Int),
+        ("position_in_unique_constraint", Int),
+    ]);
+    for (table, key) in keys(image) {
+        let positions = table.columns.key_positions(key);
+        let columns = positions.iter().filter_map(|at| table.columns.columns.get(*at));
+        for (at, column) in columns.enumerate() {
+            let [first, second, third] = constraint(table, key);
+            rows.push([
+                first,
+                second,
+                third,
+                DATABASE.into(),
+                table.schema.as_str().into(),
+                table.name.as_str().into(),
+                column.name.as_str().into(),
+                (at + 1).into(),
+                Value::Null,
+            ]);
+        }
+    }
+    rows
+}
+
+fn keys(image: &Image) -> impl Iterator<Item = (&Table, &Key)> {
+    image.catalog.tables().flat_map(|table| table.columns.keys.iter().map(move |key| (table, key)))
+}
+
+/// Catalog, schema and name of a constraint.
+fn constraint(table: &Table, key: &Key) -> [Value; 3] {
+    [DATABASE.into(), table.schema.as_str().into(), key.name.as_str().into()]
 }
 
 type Size = Option<Value>;

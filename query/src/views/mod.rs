@@ -73,7 +73,9 @@ const EXPERIMENTAL: &[View] =
     &[("chunk_replication_status", Maker::Image(cluster::chunk_replication_status))];
 const INFORMATION: &[View] = &[
     ("columns", Maker::Image(information::columns)),
+    ("key_column_usage", Maker::Image(information::key_column_usage)),
     ("schemata", Maker::Image(information::schemata)),
+    ("table_constraints", Maker::Image(information::table_constraints)),
     ("tables", Maker::Image(information::tables)),
 ];
 const CLUSTER: &[View] = &[
