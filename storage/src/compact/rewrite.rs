@@ -138,8 +138,7 @@ pub(crate) fn shrink_wasteful(inner: &Inner, chunk: ChunkId) -> Result<(), Error
 
 fn run(inner: &Inner, chunk: ChunkId, goal: Goal) -> Result<(), Error> {
     let file = open(inner, chunk)?;
-    let until = inner.replicas().deletes_aged(chunk, inner.config.version_age, inner.times());
-    let purge = file.manifest().deletes > 0 && file.deletes_up_to(until);
+    let purge = file.manifest().deletes > 0 && file.deletes_up_to(aged_up_to(inner, chunk));
     if !purge && settled(&file, &goal) {
         return Ok(());
     }
@@ -149,10 +148,15 @@ fn run(inner: &Inner, chunk: ChunkId, goal: Goal) -> Result<(), Error> {
         (goal, _) => goal,
     };
     inner.check_free(FLUSH_RESERVE_BYTES + file.manifest().bytes)?;
-    let work = Work::begin(inner, (chunk, file), goal, until);
+    let work = Work::begin(inner, (chunk, file), goal);
     let mut draft = inner.files.draft(chunk)?;
     let rows = work.fill(&mut draft)?;
     work.finish(draft, rows)
+}
+
+/// The commit up to which deletes are so old that nobody reads from before them.
+fn aged_up_to(inner: &Inner, chunk: ChunkId) -> Csn {
+    inner.replicas().deletes_aged(chunk, inner.config.version_age, inner.times())
 }
 
 fn open(inner: &Inner, chunk: ChunkId) -> Result<Arc<ChunkFile>, Error> {
@@ -198,12 +202,7 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn begin(
-        inner: &'a Inner,
-        (chunk, file): (ChunkId, Arc<ChunkFile>),
-        goal: Goal,
-        until: Csn,
-    ) -> Self {
+    fn begin(inner: &'a Inner, (chunk, file): (ChunkId, Arc<ChunkFile>), goal: Goal) -> Self {
         let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let segments = file.segments();
         let count = match goal {
@@ -211,6 +210,8 @@ impl<'a> Work<'a> {
             _ => segments.iter().map(numbers_for).sum(),
         };
         let first = file.reserve(count);
+        // Only now, when no other deletes come in whose age was not asked for.
+        let until = aged_up_to(inner, chunk);
         let aged = |delete: &Delete| !matches!(goal, Goal::Shrink) && delete.csn <= until;
         let deletes = file.header().deletes.into_iter().filter(aged).collect();
         let numbers = (first, first + count);
