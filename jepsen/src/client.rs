@@ -229,6 +229,12 @@ impl Client {
         Ok(sink.finish().await?)
     }
 
+    /// The answer of a statement that changed so many rows. Without any the last commit is an earlier one's.
+    async fn written(&self, rows: u64) -> Answer {
+        let index = if rows == 0 { None } else { self.last_commit().await };
+        Answer::Written { index, rows }
+    }
+
     /// Where the session's last commit lies, if the node still says so.
     async fn last_commit(&self) -> Option<u64> {
         let rows = self.query("SELECT hypertide_last_commit()").await.ok()?;
@@ -285,8 +291,7 @@ impl Client {
             time_text(before_us)
         );
         let dropped = self.query(&sql).await?.len() as u64;
-        let index = if dropped == 0 { None } else { self.last_commit().await };
-        Ok(Answer::Written { index, rows: dropped })
+        Ok(self.written(dropped).await)
     }
 
     async fn append(&self, wid: u64) -> Result<Answer, Failure> {
@@ -298,7 +303,7 @@ impl Client {
         let values: Vec<String> = self.source.appends(wid).into_iter().map(value).collect();
         let sql = format!("INSERT INTO lists VALUES {}", values.join(", "));
         let rows = self.changed(&sql).await?;
-        Ok(Answer::Written { index: self.last_commit().await, rows })
+        Ok(self.written(rows).await)
     }
 
     async fn lists(&self, keys: &[u64]) -> Result<Answer, Failure> {

@@ -3,6 +3,8 @@
 //! - BEGIN opens an explicit block, which lasts until COMMIT or ROLLBACK. Statements that came in one message, or in
 //!   one series up to Sync, share an implicit block, which the server ends with them.
 //! - All writes of a block go to one [`Writer`] and are committed by one record.
+//! - With REPEATABLE READ all statements read by one snapshot. The catalog they find is the newest all the same, so that
+//!   a block sees the chunks of its own rows; that no chunk of the snapshot went since, the scans check.
 //! - A savepoint keeps what the writer held then. Going back makes a new transaction of exactly that and aborts the
 //!   old one, so that data nodes need not know of savepoints. The kept rows are shared, not copied.
 //! - What chunks were compressed or decompressed happened at once; the block knows what ROLLBACK is to bring back.
@@ -10,6 +12,7 @@
 
 use std::sync::Arc;
 
+use hypertide_meta::Image;
 use hypertide_proto::ids::ChunkId;
 
 use crate::{
@@ -23,6 +26,8 @@ pub(crate) struct Block {
     state: State,
     /// Where its rows went, once it has some; only in an open block.
     writer: Option<Writer>,
+    /// What all its statements read by, once one has read; only with REPEATABLE READ.
+    view: Option<Arc<Image>>,
     /// Whether it changed tables, which no ROLLBACK takes back.
     ddl: bool,
     /// Chunks that it compressed or decompressed, in order.
@@ -146,6 +151,16 @@ impl Block {
         if self.state != State::Idle {
             self.rewritten.extend(chunks);
         }
+    }
+
+    /// What its statements read by: what the first that asks finds.
+    pub(crate) fn view(&mut self, newest: &Arc<Image>) -> Arc<Image> {
+        Arc::clone(self.view.get_or_insert_with(|| Arc::clone(newest)))
+    }
+
+    /// Whether what its statements read by is settled.
+    pub(crate) fn has_view(&self) -> bool {
+        self.view.is_some()
     }
 
     pub(crate) fn writer(&self) -> Option<&Writer> {

@@ -36,7 +36,7 @@ use crate::{
     block::Block,
     context,
     ingest::send::{Committed, WriteTag, Writer},
-    settings::Settings,
+    settings::{REPEATABLE_READ, Settings},
     sql::{self, parse::Statement, zone::Zone},
 };
 
@@ -56,6 +56,16 @@ pub struct Snapshot {
     pub csn: Csn,
     /// The session's open transaction, whose rows are visible too.
     pub own: Option<TxnId>,
+    /// The catalog that `csn` is of, when that is an older one: in a transaction of REPEATABLE READ.
+    pub view: Option<Arc<Image>>,
+}
+
+impl Snapshot {
+    /// The entry of the log up to which it reads.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        self.view.as_ref().unwrap_or(&self.image).applied
+    }
 }
 
 /// State of the transaction block, as ReadyForQuery reports it.
@@ -445,15 +455,31 @@ impl Session {
             Some("session") => catalog.applied(self.last_index, deadline).await?,
             _ => catalog.barrier(deadline).await?,
         };
-        let own = self.block.writer().map(Writer::txn);
-        Ok(Snapshot { csn: image.snapshot(), image, own })
+        Ok(self.snapshot_of(image))
     }
 
     /// The snapshot of a statement that changes rows: the last one, whatever is enough to read.
     pub(crate) async fn fresh_snapshot(&mut self) -> Result<Snapshot, Error> {
         let image = self.engine.catalog.barrier(self.commit_deadline()).await?;
+        Ok(self.snapshot_of(image))
+    }
+
+    /// What a statement reads by that finds this catalog: the newest, or what the first of its transaction read by.
+    fn snapshot_of(&mut self, image: Arc<Image>) -> Snapshot {
         let own = self.block.writer().map(Writer::txn);
-        Ok(Snapshot { csn: image.snapshot(), image, own })
+        let view = self.repeats_reads().then(|| self.block.view(&image));
+        let csn = view.as_ref().unwrap_or(&image).snapshot();
+        Snapshot { image, csn, own, view }
+    }
+
+    /// Whether all statements of the transaction read by one snapshot.
+    pub(crate) fn repeats_reads(&self) -> bool {
+        let isolation = match self.block.is_explicit() {
+            true => "transaction_isolation",
+            false => "default_transaction_isolation",
+        };
+        self.block.status() != TransactionStatus::Idle
+            && self.settings.get(isolation) == Some(REPEATABLE_READ)
     }
 
     /// What a statement that begins now runs in.

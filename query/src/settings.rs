@@ -27,6 +27,8 @@ enum Kind {
     Int(i64, i64),
     /// One of these.
     Enum(&'static [&'static str]),
+    /// A level of isolation that there is.
+    Isolation,
     /// A time zone.
     Zone,
     /// UTF8 in any spelling.
@@ -44,8 +46,12 @@ struct Known(&'static str, &'static str, Kind);
 
 const LEVELS: &[&str] =
     &["debug5", "debug4", "debug3", "debug2", "debug1", "log", "notice", "warning", "error"];
-const ISOLATION: &[&str] =
-    &["read committed", "repeatable read", "serializable", "read uncommitted"];
+/// The isolation whose statements each read what is committed when they begin.
+pub(crate) const READ_COMMITTED: &str = "read committed";
+/// The isolation whose statements all read by one snapshot, and change only what nobody changed since.
+pub(crate) const REPEATABLE_READ: &str = "repeatable read";
+const SERIALIZABLE: &str = "serializable";
+const ISOLATION: &[&str] = &[READ_COMMITTED, REPEATABLE_READ, "read uncommitted"];
 
 /// Every setting, sorted by its name in lower case.
 const KNOWN: &[Known] = &[
@@ -59,7 +65,7 @@ const KNOWN: &[Known] = &[
     Known("default_table_access_method", "heap", Kind::Text),
     Known("default_tablespace", "", Kind::Text),
     Known("default_transaction_deferrable", "off", Kind::Bool),
-    Known("default_transaction_isolation", "read committed", Kind::Enum(ISOLATION)),
+    Known("default_transaction_isolation", READ_COMMITTED, Kind::Isolation),
     Known("default_transaction_read_only", "off", Kind::Bool),
     Known("escape_string_warning", "on", Kind::Bool),
     Known("extra_float_digits", "1", Kind::Int(-15, 3)),
@@ -131,7 +137,7 @@ const KNOWN: &[Known] = &[
     Known("timescaledb.telemetry_level", "off", Kind::Text),
     Known("timescaledb_experimental.enable_distributed_ddl", "off", Kind::Bool),
     Known("transaction_deferrable", "off", Kind::Bool),
-    Known("transaction_isolation", "read committed", Kind::Enum(ISOLATION)),
+    Known("transaction_isolation", READ_COMMITTED, Kind::Isolation),
     Known("transaction_read_only", "off", Kind::Bool),
     Known("transform_null_equals", "off", Kind::Bool),
     Known("work_mem", "4MB", Kind::Text),
@@ -346,10 +352,11 @@ fn check(known: &Known, value: &str) -> Result<String, Error> {
             .ok()
             .filter(|number| (min..=max).contains(&number))
             .map(|number| number.to_string()),
-        Kind::Enum(words) => words
-            .iter()
-            .find(|word| word.eq_ignore_ascii_case(value))
-            .map(|word| (*word).to_owned()),
+        Kind::Enum(words) => one_of(words, value),
+        Kind::Isolation if value.eq_ignore_ascii_case(SERIALIZABLE) => {
+            return Err(no_serializable());
+        }
+        Kind::Isolation => one_of(ISOLATION, value),
         Kind::Zone => Zone::parse(value).map(|zone| zone.to_string()),
         Kind::Encoding => {
             let plain = value.to_ascii_lowercase().replace(['-', '_'], "");
@@ -365,11 +372,24 @@ fn check(known: &Known, value: &str) -> Result<String, Error> {
     kept.ok_or_else(|| {
         let message = format_args!("invalid value for parameter \"{name}\": \"{value}\"");
         let mut error = Error::new(SqlState("22023"), message);
-        if let Kind::Enum(words) = kind {
-            error.hint = Some(format!("Available values: {}.", words.join(", ")));
-        }
+        let words = match kind {
+            Kind::Enum(words) => words,
+            Kind::Isolation => ISOLATION,
+            _ => return error,
+        };
+        error.hint = Some(format!("Available values: {}.", words.join(", ")));
         error
     })
+}
+
+/// The answer to who asks for SERIALIZABLE: nothing weaker is given for it.
+pub(crate) fn no_serializable() -> Error {
+    Error::unsupported("isolation level SERIALIZABLE")
+        .with_hint("REPEATABLE READ is the strongest: snapshot isolation.")
+}
+
+fn one_of(words: &[&str], value: &str) -> Option<String> {
+    words.iter().find(|word| word.eq_ignore_ascii_case(value)).map(|word| (*word).to_owned())
 }
 
 /// Only the style ISO is known; the order of fields is kept and matters to nothing that is not ISO.

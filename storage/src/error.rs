@@ -86,7 +86,8 @@ pub enum Error {
 impl From<Error> for RpcError {
     fn from(error: Error) -> Self {
         let code = match &error {
-            Error::Disk { .. } => Code::Internal,
+            // Another replica may do, and this one again when its disk does.
+            Error::Disk { .. } => Code::Unavailable,
             Error::Damaged { .. } => Code::Damaged,
             Error::Invalid(_) | Error::Conflict { .. } => Code::Invalid,
             Error::Reserved { .. } => Code::Reserved,

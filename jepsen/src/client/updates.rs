@@ -22,7 +22,7 @@ impl Client {
         };
         let sql = format!("INSERT INTO keyed VALUES {}{conflict}", values.join(", "));
         let rows = self.changed(&sql).await?;
-        Ok(Answer::Written { index: self.last_commit().await, rows })
+        Ok(self.written(rows).await)
     }
 
     pub(super) async fn keys(&self, keys: &[u64]) -> Result<Answer, Failure> {
@@ -38,7 +38,7 @@ impl Client {
                  WHERE key IN ({from}, {to})"
             );
             let rows = self.changed(&sql).await?;
-            return Ok(Answer::Written { index: self.last_commit().await, rows });
+            return Ok(self.written(rows).await);
         }
         let take = format!("UPDATE accounts SET value = value - {amount} WHERE key = {from}");
         let give = format!("UPDATE accounts SET value = value + {amount} WHERE key = {to}");
@@ -51,7 +51,7 @@ impl Client {
             return self.block(&[&sql]).await;
         }
         let rows = self.changed(&sql).await?;
-        Ok(Answer::Written { index: self.last_commit().await, rows })
+        Ok(self.written(rows).await)
     }
 
     /// Statements in a transaction block.
@@ -65,7 +65,7 @@ impl Client {
             }
         }
         self.changed("COMMIT").await?;
-        Ok(Answer::Written { index: self.last_commit().await, rows })
+        Ok(self.written(rows).await)
     }
 
     async fn begin(&self) -> Result<(), Failure> {
@@ -81,7 +81,7 @@ impl Client {
 
     pub(super) async fn swap(&self, wid: u64) -> Result<Answer, Failure> {
         let (one, other, value) = self.source.swap(wid);
-        self.begin().await?;
+        self.changed("BEGIN ISOLATION LEVEL REPEATABLE READ").await.map_err(before_commit)?;
         let read = format!("SELECT key, value FROM registers WHERE key IN ({one}, {other})");
         let rows = match self.query(&read).await {
             Ok(rows) => rows,

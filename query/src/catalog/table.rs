@@ -53,6 +53,22 @@ impl ImageTable {
         })
     }
 
+    /// Refuses to read without chunks that an older snapshot had: their rows would be missing.
+    fn check_chunks_left(&self, view: &Image) -> Result<()> {
+        let mut before = view.catalog.chunks_of(self.table.id);
+        match before.find(|chunk| self.image.catalog.chunk(chunk.id).is_none()) {
+            None => Ok(()),
+            Some(gone) => {
+                let (table, chunk) = (&self.table.name, gone.id);
+                let what = format_args!(
+                    "snapshot too old: chunk {chunk} of table \"{table}\" was dropped meanwhile"
+                );
+                let error = RpcError::new(Code::SnapshotTooOld, what);
+                Err(DataFusionError::External(Box::new(error)))
+            }
+        }
+    }
+
     fn names(&self) -> BTreeMap<NodeId, String> {
         self.image.catalog.data_nodes().map(|node| (node.id(), node.name.clone())).collect()
     }
@@ -85,6 +101,9 @@ impl TableProvider for ImageTable {
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let statement = Statement::of(session.config())?;
+        if let Some(view) = &statement.snapshot.view {
+            self.check_chunks_left(view)?;
+        }
         let all = self.image.catalog.chunks_of(self.table.id);
         let kept = prune::prune(&self.table, filters, all);
         let excluded = self.image.catalog.chunks_of(self.table.id).count() - kept.len();

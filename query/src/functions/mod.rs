@@ -8,6 +8,7 @@ mod product;
 #[cfg(test)]
 mod tests;
 mod time_bucket;
+mod to_text;
 
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use datafusion::{
 use first_last::{End, FirstLast};
 use interval::{IntervalArithmetic, Scale, ScaleInterval};
 use product::Product;
+pub(crate) use to_text::{differs_as_text, to_text};
 
 /// Adds them to a state that holds DataFusion's own, and replaces those of the same name.
 pub(crate) fn register(state: &mut SessionState) -> Result<()> {
@@ -33,6 +35,7 @@ pub(crate) fn register(state: &mut SessionState) -> Result<()> {
     for function in scalars {
         state.register_udf(function.into())?;
     }
+    state.register_udf(to_text())?;
     for end in [End::First, End::Last] {
         state.register_udaf(AggregateUDF::from(FirstLast::new(end)).into())?;
     }

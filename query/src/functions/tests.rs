@@ -199,3 +199,28 @@ async fn clocks_are_those_of_the_session() {
         assert_eq!(rows, Ok(vec![expected.to_owned()]), "{sql}");
     }
 }
+
+#[tokio::test]
+async fn casts_to_text_are_as_postgresql_writes_them() {
+    let cases = [
+        ("TIMESTAMPTZ '2026-01-02 00:35:30.743381+00' :: text", "2026-01-01 19:35:30.743381-05"),
+        ("TIMESTAMP '2026-01-02 00:35:30.5' :: varchar", "2026-01-02 00:35:30.5"),
+        ("CAST(631.0::double precision AS text)", "631"),
+        ("1e20::real::text", "1e+20"),
+        ("1e-7::float8::text", "1e-07"),
+        ("'NaN'::float8::text || 'infinity'::float8", "NaNInfinity"),
+        ("'x' || 1.50::numeric(5,2) || true || DATE '2026-01-02'", "x1.50true2026-01-02"),
+        ("(INTERVAL '1 month 2 days 3 hours')::text", "1 mon 2 days 03:00:00"),
+        ("array_agg(t)::text", "{\"2026-01-01 19:00:00-05\"}"),
+        ("string_agg(f::text, ',')", "0.5"),
+        ("max(NULL::float8::text)", ""),
+    ];
+    for (sql, expected) in cases {
+        let sql =
+            format!("SELECT {sql} FROM (SELECT TIMESTAMPTZ '2026-01-02' AS t, 0.5::float8 AS f)");
+        let sql = sql.replace("'2026-01-02' AS t", "'2026-01-02 00:00:00+00' AS t");
+        let got = rows_in(context_in("America/New_York"), &sql).await.expect(&sql);
+        let grouped = got.first().map(String::as_str);
+        assert_eq!(grouped, Some(expected), "{sql}");
+    }
+}

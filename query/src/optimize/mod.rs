@@ -6,6 +6,7 @@
 //! off only the first one acts. One more rule, [`group_by_ids`], works on a fragment where it runs.
 
 mod aggregate;
+mod as_text;
 mod exact;
 mod ids;
 mod literals;
@@ -31,6 +32,7 @@ use datafusion::{
 pub(crate) fn analyzer_rules() -> Vec<Arc<dyn AnalyzerRule + Send + Sync>> {
     vec![
         Arc::new(literals::ReadLiterals), // first: a constant is no cast any more
+        Arc::new(as_text::WriteAsText),
         Arc::new(local_time::SeeLocalTime), // looks at the casts that are left
     ]
 }

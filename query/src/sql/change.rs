@@ -213,7 +213,7 @@ pub(crate) async fn run(
 /// How often a statement has run that may lose against another, which changes the same.
 pub(crate) struct Attempts {
     table: TableId,
-    /// Whether nothing else was written in its transaction before: only then it may run again.
+    /// Whether nothing else was written or read in its transaction that has to stay: only then it may run again.
     first: bool,
     retries: u32,
     turn: Option<Turn>,
@@ -222,7 +222,7 @@ pub(crate) struct Attempts {
 impl Attempts {
     /// Before the first run.
     pub(crate) async fn begin(session: &Session, table: TableId) -> Self {
-        let first = session.block.writer().is_none();
+        let first = session.block.writer().is_none() && !session.repeats_reads();
         let turn = if first { session.engine.turns.join(table).await } else { None };
         Self { table, first, retries: 0, turn }
     }

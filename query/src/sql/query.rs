@@ -66,7 +66,7 @@ pub(crate) async fn run(
     }
     let mut stream = frame.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
     // What functions gave was made for this statement, and some of them change something.
-    if calls.is_empty() {
+    if calls.is_empty() && frame.snapshot.view.is_none() {
         stream = again.guard(stream);
     }
     let stream = names.rename_stream(stream);

@@ -21,7 +21,7 @@ use super::{
     set::Set,
     table_options, transaction,
 };
-use crate::{Error, Prepared, Reply, Session, Settings};
+use crate::{Error, Prepared, Reply, Session, Settings, settings::Scope};
 
 /// Runs a statement.
 pub(crate) async fn run(
@@ -181,15 +181,30 @@ fn run_set(session: &mut Session, set: &Set) -> Result<Reply, Error> {
         Set::Nothing => {}
         Set::Values(values, scope) => {
             for (name, value) in values {
+                check_isolation(session, name, value)?;
                 session.settings.set(name, value, *scope)?;
             }
         }
         Set::Value(name, value, scope) => match value {
+            Some(value) if name.eq_ignore_ascii_case("transaction_isolation") => {
+                check_isolation(session, name, value)?;
+                session.settings.set(name, value, Scope::Local)?;
+            }
             Some(value) => session.settings.set(name, value, *scope)?,
             None => session.settings.reset(name)?,
         },
     }
     Ok(Reply::Done("SET".into()))
+}
+
+/// What a transaction reads by is settled by its first statement that reads.
+fn check_isolation(session: &Session, name: &str, value: &str) -> Result<(), Error> {
+    let kept = session.settings.get(name).is_some_and(|old| old.eq_ignore_ascii_case(value));
+    if session.block.has_view() && name.eq_ignore_ascii_case("transaction_isolation") && !kept {
+        let message = "SET TRANSACTION ISOLATION LEVEL must be called before any query";
+        return Err(Error::of("25001", message));
+    }
+    Ok(())
 }
 
 /// Columns of SHOW.

@@ -36,7 +36,7 @@ pub(crate) fn register(session: &Session, snapshot: &Snapshot, ctx: &SessionCont
         ("inet_server_port", &[], ScalarValue::Int32(None)),
         ("inet_server_addr", &[], ScalarValue::Utf8(None)),
         // Entries of the log: up to which the statement reads, and where the session's last commit lies.
-        ("hypertide_snapshot", &[], index(snapshot.image.applied)),
+        ("hypertide_snapshot", &[], index(snapshot.index())),
         ("hypertide_last_commit", &[], index(session.last_index)),
     ] {
         ctx.register_udf(ScalarUDF::from(Constant::new(name, aliases, value)));

@@ -12,7 +12,7 @@ use crate::{
     Error, Reply, Session, TransactionStatus,
     block::{Back, Ended, Rewritten},
     ingest::send::Committed,
-    settings::Scope,
+    settings::{READ_COMMITTED, REPEATABLE_READ, Scope, no_serializable},
 };
 
 /// Whether a failed block takes the statement.
@@ -30,6 +30,7 @@ pub(crate) fn begin(session: &mut Session, modes: &[TransactionMode]) -> Result<
         session.notice("WARNING", "25001", "there is already a transaction in progress");
         return Ok(Reply::Done("BEGIN".into()));
     }
+    let modes: Vec<_> = modes.iter().map(mode).collect::<Result<_, _>>()?;
     if session.block.status() == TransactionStatus::Idle {
         session.settings.begin();
     }
@@ -37,27 +38,34 @@ pub(crate) fn begin(session: &mut Session, modes: &[TransactionMode]) -> Result<
     let read_only =
         session.settings.get("default_transaction_read_only").unwrap_or("off").to_owned();
     session.settings.set("transaction_read_only", &read_only, Scope::Local)?;
-    for mode in modes {
-        let (name, value) = match mode {
-            TransactionMode::AccessMode(TransactionAccessMode::ReadOnly) => {
-                ("transaction_read_only", "on")
-            }
-            TransactionMode::AccessMode(TransactionAccessMode::ReadWrite) => {
-                ("transaction_read_only", "off")
-            }
-            TransactionMode::IsolationLevel(level) => (
-                "transaction_isolation",
-                match level {
-                    TransactionIsolationLevel::ReadUncommitted => "read uncommitted",
-                    TransactionIsolationLevel::ReadCommitted => "read committed",
-                    TransactionIsolationLevel::RepeatableRead => "repeatable read",
-                    _ => "serializable",
-                },
-            ),
-        };
+    let isolation =
+        session.settings.get("default_transaction_isolation").unwrap_or_default().to_owned();
+    session.settings.set("transaction_isolation", &isolation, Scope::Local)?;
+    for (name, value) in modes {
         session.settings.set(name, value, Scope::Local)?;
     }
     Ok(Reply::Done("BEGIN".into()))
+}
+
+/// The setting that a mode stands for, and its value.
+fn mode(mode: &TransactionMode) -> Result<(&'static str, &'static str), Error> {
+    Ok(match mode {
+        TransactionMode::AccessMode(TransactionAccessMode::ReadOnly) => {
+            ("transaction_read_only", "on")
+        }
+        TransactionMode::AccessMode(TransactionAccessMode::ReadWrite) => {
+            ("transaction_read_only", "off")
+        }
+        TransactionMode::IsolationLevel(level) => {
+            let level = match level {
+                TransactionIsolationLevel::ReadUncommitted => "read uncommitted",
+                TransactionIsolationLevel::ReadCommitted => READ_COMMITTED,
+                TransactionIsolationLevel::RepeatableRead => REPEATABLE_READ,
+                _ => return Err(no_serializable()),
+            };
+            ("transaction_isolation", level)
+        }
+    })
 }
 
 /// COMMIT: one record for all that the block wrote. A failed block is rolled back instead.
@@ -168,3 +176,7 @@ fn warn_of_ddl(session: &mut Session) {
         "changes of tables take effect at once: those of this transaction were not rolled back";
     session.notice("WARNING", "25001", message);
 }
+
+#[cfg(test)]
+#[path = "transaction_tests.rs"]
+mod tests;

@@ -1,0 +1,93 @@
+//! `x::text` as PostgreSQL writes it: `2026-01-02 00:35:30+00`, `631`, `\xdead`, where arrow's cast has its own forms.
+
+use std::sync::{Arc, LazyLock};
+
+use arrow::{array::StringBuilder, datatypes::DataType};
+use datafusion::{
+    error::Result,
+    logical_expr::{
+        ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    },
+};
+
+use crate::sql::{
+    text::{TextColumn, TextStyle},
+    zone::Zone,
+};
+
+/// Bytes of a text, about.
+const TEXT_BYTES: usize = 24;
+
+static FUNCTION: LazyLock<Arc<ScalarUDF>> =
+    LazyLock::new(|| Arc::new(ScalarUDF::from(ToText::new())));
+
+/// The function; casts are rewritten to it.
+pub(crate) fn to_text() -> Arc<ScalarUDF> {
+    Arc::clone(&FUNCTION)
+}
+
+/// Whether arrow writes values of a type otherwise than PostgreSQL.
+pub(crate) fn differs_as_text(data_type: &DataType) -> bool {
+    use DataType::*;
+    match data_type {
+        Float16 | Float32 | Float64 | Timestamp(..) | Interval(_) | Duration(_) => true,
+        Decimal128(..) | Decimal256(..) | Time64(_) => true,
+        Binary | LargeBinary | BinaryView => true,
+        List(_) | LargeList(_) | Struct(_) => true,
+        _ => false,
+    }
+}
+
+/// A value of any type as text, in the session's time zone.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct ToText {
+    signature: Signature,
+}
+
+impl ToText {
+    fn new() -> Self {
+        Self { signature: Signature::any(1, Volatility::Stable) }
+    }
+}
+
+impl ScalarUDFImpl for ToText {
+    fn name(&self) -> &str {
+        "hypertide_text"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _types: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Utf8)
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let zone = args.config_options.execution.time_zone.as_deref();
+        let zone = zone.and_then(Zone::parse).unwrap_or(Zone::UTC);
+        let style = TextStyle { zone, ..TextStyle::default() };
+        let scalar = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
+        let arrays = ColumnarValue::values_to_arrays(&args.args)?;
+        let [array] = arrays.as_slice() else {
+            return datafusion::common::internal_err!("{} takes one value", self.name());
+        };
+        let column = TextColumn::new(array, style);
+        let mut texts =
+            StringBuilder::with_capacity(array.len(), array.len().saturating_mul(TEXT_BYTES));
+        let mut bytes = Vec::new();
+        for row in 0..array.len() {
+            bytes.clear();
+            match column.write(row, &mut bytes) {
+                true => texts.append_value(String::from_utf8_lossy(&bytes)),
+                false => texts.append_null(),
+            }
+        }
+        let texts: arrow::array::ArrayRef = Arc::new(texts.finish());
+        match scalar {
+            true => datafusion::common::ScalarValue::try_from_array(&texts, 0)
+                .map(ColumnarValue::Scalar),
+            false => Ok(ColumnarValue::Array(texts)),
+        }
+    }
+}

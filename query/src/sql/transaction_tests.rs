@@ -1,0 +1,126 @@
+//! What the statements of a block read by, beside other sessions.
+
+use crate::{Session, sql::scripts::Cluster};
+
+struct Beside {
+    cluster: Cluster,
+    block: Session,
+    other: Session,
+}
+
+impl Beside {
+    /// A table of two rows in two chunks, and two sessions.
+    fn start() -> Self {
+        let cluster = Cluster::start(3);
+        let (block, other) = (cluster.session(), cluster.session());
+        let mut beside = Self { cluster, block, other };
+        beside.other("CREATE TABLE t (time bigint NOT NULL, device int, v int)");
+        let sql = "SELECT created FROM create_distributed_hypertable('t', 'time', 'device', 2, \
+                   chunk_time_interval => 100)";
+        assert!(beside.other(sql).contains("created\nt\n"));
+        beside.other("INSERT INTO t VALUES (1, 1, 10), (201, 2, 20)");
+        beside
+    }
+
+    fn block(&mut self, sql: &str) -> String {
+        self.cluster.run(&mut self.block, sql)
+    }
+
+    fn other(&mut self, sql: &str) -> String {
+        let answer = self.cluster.run(&mut self.other, sql);
+        assert!(!answer.contains("ERROR"), "{sql}: {answer}");
+        answer
+    }
+
+    fn sums(&mut self) -> [String; 2] {
+        let sql = "SELECT sum(v), count(*), hypertide_snapshot() FROM t";
+        let sums = |answer: String| {
+            let row = answer.lines().nth(1).unwrap_or_default();
+            row.rsplit_once('|').map(|(row, _)| row.to_owned()).unwrap_or(answer)
+        };
+        [sums(self.block(sql)), sums(self.other(sql))]
+    }
+}
+
+#[test]
+fn repeatable_read_sees_one_snapshot_and_its_own_rows() {
+    let mut beside = Beside::start();
+    beside.block("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    assert!(beside.block("SHOW transaction_isolation").contains("repeatable read"));
+    // The snapshot is that of the first statement that reads.
+    beside.other("INSERT INTO t VALUES (2, 1, 1)");
+    let first = beside.block("SELECT hypertide_snapshot()");
+    beside.other("INSERT INTO t VALUES (3, 1, 100), (301, 2, 1000)");
+    beside.other("DELETE FROM t WHERE time = 201");
+    assert_eq!(beside.sums(), ["31|3", "1111|4"]);
+    assert!(beside.block("INSERT INTO t VALUES (401, 3, 7), (4, 1, 8)").contains("INSERT 0 2"));
+    assert_eq!(beside.sums(), ["46|5", "1111|4"]);
+    assert_eq!(beside.block("SELECT hypertide_snapshot()"), first);
+    let refused = beside.block("SET TRANSACTION ISOLATION LEVEL READ COMMITTED");
+    assert!(refused.contains("ERROR 25001"), "{refused}");
+    beside.block("ROLLBACK");
+    assert!(beside.block("SHOW transaction_isolation").contains("read committed"));
+    assert_eq!(beside.sums(), ["1111|4", "1111|4"]);
+}
+
+#[test]
+fn read_committed_sees_what_was_committed_meanwhile() {
+    let mut beside = Beside::start();
+    beside.block("BEGIN");
+    assert_eq!(beside.sums(), ["30|2", "30|2"]);
+    beside.other("INSERT INTO t VALUES (2, 1, 1)");
+    assert_eq!(beside.sums(), ["31|3", "31|3"]);
+    beside.block("COMMIT");
+}
+
+#[test]
+fn repeatable_read_changes_nothing_that_others_changed() {
+    let mut beside = Beside::start();
+    beside.block("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ");
+    for (rival, change) in [
+        ("UPDATE t SET v = v + 1 WHERE device = 1", "UPDATE t SET v = v + 1 WHERE time = 1"),
+        ("UPDATE t SET v = v + 1 WHERE device = 1", "DELETE FROM t WHERE v < 15"),
+    ] {
+        beside.block("BEGIN");
+        let [before, _] = beside.sums();
+        beside.other(rival);
+        assert_eq!(beside.sums()[0], before);
+        let refused = beside.block(change);
+        assert!(refused.contains("ERROR 40001"), "{change}: {refused}");
+        beside.block("ROLLBACK");
+    }
+    assert_eq!(beside.sums(), ["32|2", "32|2"]);
+    // What nobody else changed can be changed.
+    beside.block("BEGIN");
+    beside.sums();
+    beside.other("UPDATE t SET v = 0 WHERE device = 1");
+    assert!(beside.block("UPDATE t SET v = v + 5 WHERE device = 2").contains("UPDATE 1"));
+    assert!(beside.block("COMMIT").contains("COMMIT"));
+    assert_eq!(beside.sums(), ["25|2", "25|2"]);
+}
+
+#[test]
+fn repeatable_read_says_when_a_chunk_of_its_snapshot_went() {
+    let mut beside = Beside::start();
+    beside.block("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    assert_eq!(beside.sums(), ["30|2", "30|2"]);
+    beside.other("SELECT drop_chunks('t', older_than => 100)");
+    let refused = beside.block("SELECT sum(v) FROM t");
+    assert!(refused.contains("ERROR 72000: snapshot too old: chunk"), "{refused}");
+    beside.block("ROLLBACK");
+    assert_eq!(beside.sums(), ["20|1", "20|1"]);
+}
+
+#[test]
+fn serializable_is_refused_and_not_something_weaker() {
+    let mut beside = Beside::start();
+    for sql in [
+        "BEGIN ISOLATION LEVEL SERIALIZABLE",
+        "SET default_transaction_isolation = 'serializable'",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    ] {
+        let refused = beside.block(sql);
+        assert!(refused.contains("ERROR 0A000") && refused.contains("REPEATABLE READ"), "{refused}");
+        assert!(beside.block("SELECT 1").contains("SELECT 1"));
+    }
+}
