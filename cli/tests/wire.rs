@@ -164,3 +164,27 @@ async fn a_broken_binary_copy_leaves_no_row() {
     let wrong = client.batch_execute("COPY m FROM STDIN (FORMAT binary, HEADER)").await;
     assert_eq!(state(&wrong.expect_err("an option of text")), "42601");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_portal_is_read_in_pages() {
+    let cluster = Cluster::start(1, 2);
+    let (mut client, other) = (cluster.connect("a1").await, cluster.connect("a1").await);
+    table(&client).await;
+    let insert = "INSERT INTO m (time, n, value) VALUES \
+                  ('2024-01-01', 1, 631), ('2025-01-01', 2, 0.5), ('2026-01-01', 3, 1e20)";
+    client.batch_execute(insert).await.expect("rows");
+    let block = client.transaction().await.expect("a block");
+    let sql = "SELECT n, value::text, time::text FROM m ORDER BY n";
+    let portal = block.bind(sql, &[]).await.expect("a portal");
+    other.batch_execute("DELETE FROM m WHERE n = 3").await.expect("a delete meanwhile");
+    let mut pages: Vec<Vec<(i64, String, String)>> = Vec::new();
+    for _ in 0..4 {
+        let page = block.query_portal(&portal, 2).await.expect("a page");
+        pages.push(page.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect());
+    }
+    let row = |n, value: &str, year| (n, value.to_owned(), format!("{year}-01-01 00:00:00+00"));
+    // What is read after the end is empty, as often as it is asked for.
+    let after = [row(1, "631", 2024), row(2, "0.5", 2025)];
+    assert_eq!(pages, [&after[..], &[], &[], &[]]);
+    block.commit().await.expect("its end");
+}

@@ -151,6 +151,10 @@ impl Run {
             .await
         };
         make("m", "series text, uid bigint, value double precision, note text", "series").await?;
+        if workload.does(Doing::Squeeze) {
+            let sorted = "timescaledb.compress_segmentby = 'series', timescaledb.compress_orderby = 'time'";
+            sql.run(&format!("ALTER TABLE m SET (timescaledb.compress, {sorted})")).await?;
+        }
         make("lists", "key bigint, value bigint", "key").await?;
         if workload.does(Doing::Put) {
             let columns = "key bigint NOT NULL, value bigint, PRIMARY KEY (time, key)";

@@ -1,14 +1,18 @@
 //! Filters and projections: they look at one row, so that it does not matter where.
 //!
 //! Volatile functions stay: `random()` would be drawn on other nodes, and again after a failover. So does what has its
-//! value from elsewhere in the plan, such as a scalar subquery: it is not known where the fragment runs.
+//! value from elsewhere in the plan, such as a scalar subquery, or from the catalog: it is not known where the fragment
+//! runs.
 
 use std::sync::Arc;
 
 use datafusion::{
     common::tree_node::{TreeNode, TreeNodeRecursion},
     error::Result,
-    physical_expr::{expressions::DynamicFilterPhysicalExpr, scalar_subquery::ScalarSubqueryExpr},
+    physical_expr::{
+        ScalarFunctionExpr, expressions::DynamicFilterPhysicalExpr,
+        scalar_subquery::ScalarSubqueryExpr,
+    },
     physical_expr_common::physical_expr::is_volatile,
     physical_plan::{
         ExecutionPlan, ReplaceChildrenOptions, execution_plan::ChildrenPropertiesMode,
@@ -50,7 +54,9 @@ pub(super) fn can_travel(node: &Arc<dyn ExecutionPlan>) -> Result<bool> {
     node.apply_expressions(&mut |root| {
         travels &= !is_volatile(root);
         root.apply(|part| {
-            let bound = part.downcast_ref::<ScalarSubqueryExpr>().is_some()
+            let function = part.downcast_ref::<ScalarFunctionExpr>().map(ScalarFunctionExpr::fun);
+            let bound = function.is_some_and(crate::pg_catalog::reads_catalog)
+                || part.downcast_ref::<ScalarSubqueryExpr>().is_some()
                 || part.downcast_ref::<DynamicFilterPhysicalExpr>().is_some();
             travels &= !bound;
             Ok(TreeNodeRecursion::Continue)

@@ -97,6 +97,11 @@ pub(super) fn register(ctx: &SessionContext, image: &Arc<Image>) {
     }
 }
 
+/// Whether a function is one of these, which have an access node's catalog image.
+pub(crate) fn reads_catalog(function: &ScalarUDF) -> bool {
+    function.inner().downcast_ref::<PgFunction>().is_some()
+}
+
 /// One of the functions, over a catalog image.
 struct PgFunction {
     name: &'static str,

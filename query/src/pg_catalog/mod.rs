@@ -24,6 +24,7 @@ use std::sync::Arc;
 use datafusion::prelude::SessionContext;
 use hypertide_meta::Image;
 
+pub(crate) use functions::reads_catalog;
 pub(crate) use rewrite::rewrite;
 
 /// Name of the schema.

@@ -119,7 +119,7 @@ impl Connection {
     async fn execute(&mut self, name: &str, rows: usize) -> Result<(), Fault> {
         let mut portal = self.portals.remove(name).ok_or_else(|| no_portal(name))?;
         self.begin_statement();
-        let mut cursor = match mem::replace(&mut portal.state, PortalState::Done) {
+        let mut cursor = match mem::replace(&mut portal.state, PortalState::Done(None)) {
             PortalState::Running(cursor) => cursor,
             PortalState::Ready(values) => {
                 if let Some(tag) = self.deallocate(&portal.statement.sql) {
@@ -137,7 +137,12 @@ impl Connection {
                     Err(reply) => return self.without_rows(reply).await,
                 }
             }
-            PortalState::Done => {
+            PortalState::Done(Some(tag)) => {
+                portal.state = PortalState::Done(Some(tag));
+                self.portals.insert(name.to_owned(), portal);
+                return Ok(self.writer.complete(format!("{tag} 0"))?);
+            }
+            PortalState::Done(None) => {
                 let message = format!("portal \"{name}\" cannot be run anymore");
                 return Err(Error::new(SqlState("55000"), message).into());
             }
@@ -147,6 +152,7 @@ impl Connection {
         if cursor.send(most, ends, &self.watch).await? {
             self.notices()?;
             self.writer.complete(cursor.tag())?;
+            portal.state = cursor.done();
         } else {
             portal.state = PortalState::Running(cursor);
             self.writer.put(&Message::PortalSuspended(PortalSuspended::new()))?;

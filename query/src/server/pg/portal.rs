@@ -35,8 +35,8 @@ pub(super) enum PortalState {
     Ready(Vec<ScalarValue>),
     /// Some rows were sent, or none.
     Running(Box<Cursor>),
-    /// All was sent; it cannot run again.
-    Done,
+    /// All was sent. A statement that gave rows gives none when it is run on, under this tag; another cannot run again.
+    Done(Option<&'static str>),
 }
 
 /// Rows, and how far they were sent.
@@ -81,10 +81,10 @@ impl Cursor {
         (reader, writer): (&mut Reader, &mut Writer),
         watch: &Watch,
     ) -> Result<bool, Fault> {
-        let end = self.sent.saturating_add(most);
+        self.sent = 0;
         loop {
             while let Some(rows) = &mut self.rows {
-                if self.sent == end {
+                if self.sent == most {
                     return Ok(false);
                 }
                 if !rows.write_next(writer.buffer()) {
@@ -107,7 +107,12 @@ impl Cursor {
         }
     }
 
-    /// The tag of the finished statement.
+    /// What a portal is once the last row was sent.
+    pub(super) fn done(&self) -> PortalState {
+        PortalState::Done(self.counted.then_some(self.tag))
+    }
+
+    /// The tag of the finished statement; it counts the rows of the last page, as PostgreSQL does.
     pub(super) fn tag(&self) -> String {
         match self.counted {
             true => format!("{} {}", self.tag, self.sent),
