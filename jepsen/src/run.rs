@@ -152,7 +152,8 @@ impl Run {
         };
         make("m", "series text, uid bigint, value double precision, note text", "series").await?;
         if workload.does(Doing::Squeeze) {
-            let sorted = "timescaledb.compress_segmentby = 'series', timescaledb.compress_orderby = 'time'";
+            let sorted =
+                "timescaledb.compress_segmentby = 'series', timescaledb.compress_orderby = 'time'";
             sql.run(&format!("ALTER TABLE m SET (timescaledb.compress, {sorted})")).await?;
         }
         make("lists", "key bigint, value bigint", "key").await?;

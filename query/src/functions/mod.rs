@@ -20,7 +20,7 @@ use datafusion::{
 use first_last::{End, FirstLast};
 use interval::{IntervalArithmetic, Scale, ScaleInterval};
 use product::Product;
-pub(crate) use to_text::{differs_as_text, to_text};
+pub(crate) use to_text::{as_text, differs_as_text, to_text};
 
 /// Adds them to a state that holds DataFusion's own, and replaces those of the same name.
 pub(crate) fn register(state: &mut SessionState) -> Result<()> {

@@ -2,8 +2,12 @@
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::{array::StringBuilder, datatypes::DataType};
+use arrow::{
+    array::{Array, ArrayRef, StringBuilder},
+    datatypes::DataType,
+};
 use datafusion::{
+    common::{ScalarValue, config::ConfigOptions},
     error::Result,
     logical_expr::{
         ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
@@ -38,6 +42,23 @@ pub(crate) fn differs_as_text(data_type: &DataType) -> bool {
     }
 }
 
+/// The values as PostgreSQL writes them, in the time zone of the configuration.
+pub(crate) fn as_text(array: &ArrayRef, config: &ConfigOptions) -> ArrayRef {
+    let zone = config.execution.time_zone.as_deref().and_then(Zone::parse).unwrap_or(Zone::UTC);
+    let column = TextColumn::new(array, TextStyle { zone, ..TextStyle::default() });
+    let bytes = array.len().saturating_mul(TEXT_BYTES);
+    let mut texts = StringBuilder::with_capacity(array.len(), bytes);
+    let mut text = Vec::new();
+    for row in 0..array.len() {
+        text.clear();
+        match column.write(row, &mut text) {
+            true => texts.append_value(String::from_utf8_lossy(&text)),
+            false => texts.append_null(),
+        }
+    }
+    Arc::new(texts.finish())
+}
+
 /// A value of any type as text, in the session's time zone.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct ToText {
@@ -64,29 +85,14 @@ impl ScalarUDFImpl for ToText {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let zone = args.config_options.execution.time_zone.as_deref();
-        let zone = zone.and_then(Zone::parse).unwrap_or(Zone::UTC);
-        let style = TextStyle { zone, ..TextStyle::default() };
         let scalar = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
         let [array] = arrays.as_slice() else {
             return datafusion::common::internal_err!("{} takes one value", self.name());
         };
-        let column = TextColumn::new(array, style);
-        let mut texts =
-            StringBuilder::with_capacity(array.len(), array.len().saturating_mul(TEXT_BYTES));
-        let mut bytes = Vec::new();
-        for row in 0..array.len() {
-            bytes.clear();
-            match column.write(row, &mut bytes) {
-                true => texts.append_value(String::from_utf8_lossy(&bytes)),
-                false => texts.append_null(),
-            }
-        }
-        let texts: arrow::array::ArrayRef = Arc::new(texts.finish());
+        let texts = as_text(array, &args.config_options);
         match scalar {
-            true => datafusion::common::ScalarValue::try_from_array(&texts, 0)
-                .map(ColumnarValue::Scalar),
+            true => ScalarValue::try_from_array(&texts, 0).map(ColumnarValue::Scalar),
             false => Ok(ColumnarValue::Array(texts)),
         }
     }

@@ -8,9 +8,7 @@ use datafusion::{
         tree_node::{Transformed, TransformedResult, TreeNode},
     },
     error::Result,
-    logical_expr::{
-        Cast, Expr, ExprSchemable, LogicalPlan, TryCast, expr_rewriter::NamePreserver,
-    },
+    logical_expr::{Cast, Expr, ExprSchemable, LogicalPlan, TryCast, expr_rewriter::NamePreserver},
     optimizer::AnalyzerRule,
 };
 

@@ -18,7 +18,10 @@ use datafusion::{
 use hypertide_meta::Image;
 
 use super::oid;
-use crate::server::USER;
+use crate::{
+    functions::{as_text, differs_as_text},
+    server::USER,
+};
 
 /// Makes the number of a relation out of its name: what `'name'::regclass` is rewritten to.
 pub(super) const REGCLASS: &str = "pg_regclass_oid";
@@ -159,8 +162,14 @@ impl ScalarUDFImpl for PgFunction {
         let all_scalar =
             arguments.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let rows = if all_scalar { 1 } else { arguments.number_rows };
-        let arrays =
-            arguments.args.iter().map(|value| value.to_array(rows)).collect::<Result<Vec<_>>>()?;
+        let read = |value: &ColumnarValue| {
+            let array = value.to_array(rows)?;
+            Ok(match differs_as_text(array.data_type()) {
+                true => as_text(&array, &arguments.config_options),
+                false => array,
+            })
+        };
+        let arrays = arguments.args.iter().map(read).collect::<Result<Vec<_>>>()?;
         let mut results = Vec::with_capacity(rows);
         for row in 0..rows {
             let values = arrays.iter().map(|array| ScalarValue::try_from_array(array, row));

@@ -120,7 +120,10 @@ fn serializable_is_refused_and_not_something_weaker() {
         "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
     ] {
         let refused = beside.block(sql);
-        assert!(refused.contains("ERROR 0A000") && refused.contains("REPEATABLE READ"), "{refused}");
+        assert!(
+            refused.contains("ERROR 0A000") && refused.contains("REPEATABLE READ"),
+            "{refused}"
+        );
         assert!(beside.block("SELECT 1").contains("SELECT 1"));
     }
 }
