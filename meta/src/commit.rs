@@ -273,6 +273,7 @@ async fn forward(group: &[Unit], leader: &Leader) -> Result<Written, Failure> {
         commands: commands.map_err(|error| not_applied(&error))?,
         deadline_ms: u32::try_from(within.as_millis()).unwrap_or(u32::MAX),
         forwarded: leader.view().leader == Some(target),
+        name: Bytes::copy_from_slice(&rand::random::<u128>().to_le_bytes()),
     });
     request.set_timeout(within);
     let sent = client.propose(request);

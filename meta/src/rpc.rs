@@ -28,6 +28,7 @@ use crate::{
     catalog::{Command, Outcome},
     commit::{Failure, Origin, UNIT_COMMANDS_MAX},
     node::{CatalogWriter, Image, Member, MetaNode},
+    once::Once,
     raft::{decode, encode},
 };
 
@@ -44,6 +45,7 @@ const OPEN_MAX: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct MetaService {
     node: Arc<MetaNode>,
+    proposals: Once,
 }
 
 impl From<Error> for RpcError {
@@ -60,7 +62,7 @@ impl From<Error> for RpcError {
 
 impl MetaService {
     pub(crate) fn new(node: Arc<MetaNode>) -> Self {
-        Self { node }
+        Self { node, proposals: Once::default() }
     }
 
     /// The node as a member of the cluster that a message names.
@@ -84,6 +86,13 @@ impl MetaService {
         if request.commands.is_empty() || request.commands.len() > UNIT_COMMANDS_MAX {
             let message = format_args!("a proposal has 1 to {UNIT_COMMANDS_MAX} commands");
             return Err(RpcError::new(Code::TooLarge, message));
+        }
+        let name: [u8; 16] = request.name.as_ref().try_into().map_err(|_| {
+            RpcError::new(Code::Invalid, "field name of a proposal does not have 16 bytes")
+        })?;
+        if !self.proposals.first(u128::from_le_bytes(name), Instant::now()) {
+            // What became of the first is not known here: the sender must not take it for refused.
+            return Err(RpcError::new(Code::Stale, "the proposal came before"));
         }
         let commands: Result<Vec<Command>, _> =
             request.commands.iter().map(|command| decode(command)).collect();

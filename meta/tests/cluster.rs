@@ -4,7 +4,7 @@ mod harness;
 
 use std::time::Instant;
 
-use harness::{Cluster, Node, create_table, fast, soon, tables};
+use harness::{Cluster, Node, create_table, fast, soon, table_command, tables};
 use hypertide_meta::{
     CatalogWriter, Error, MetaNode, Tuning,
     catalog::{Command, Outcome},
@@ -12,8 +12,9 @@ use hypertide_meta::{
 };
 use hypertide_proto::{
     client::Channels,
+    error::{Code, RpcError},
     ids::{AccessId, Boot},
-    wire::meta::IdentityRequest,
+    wire::meta::{IdentityRequest, ProposeRequest},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,6 +40,35 @@ async fn a_command_from_any_node_is_seen_at_every_node() {
             assert!(tables(&image).contains(&format!("from_{id}")), "{id} seen from {reader}");
         }
     }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proposal_that_comes_twice_is_carried_out_once() {
+    let mut cluster = Cluster::start(1, fast()).await;
+    cluster.form().await;
+    let node = cluster.node(1);
+    let id = node.meta.cluster().expect("it is formed");
+    let mut client = Channels::default().meta(&cluster.address(1)).expect("an address");
+    let request = ProposeRequest {
+        cluster: id.0.to_vec().into(),
+        commands: vec![rmp_serde::to_vec_named(&table_command("late")).expect("encodes").into()],
+        deadline_ms: 5_000,
+        forwarded: true,
+        name: vec![7; 16].into(),
+    };
+    client.propose(request.clone()).await.expect("the table is made");
+    let image = node.meta.barrier(soon()).await.expect("a barrier");
+    let made = image.catalog.tables().map(|table| table.id).collect();
+    let (_, answer) =
+        node.meta.propose(Command::DropTables { tables: made }, soon()).await.expect("a leader");
+    answer.expect("the table is dropped");
+    // A copy that was late must not make the table again, nor look as if it had been refused.
+    let late = client.propose(request.clone()).await.expect_err("it came before");
+    assert_eq!(RpcError::from(late).code, Code::Stale);
+    let image = node.meta.barrier(soon()).await.expect("a barrier");
+    assert!(tables(&image).is_empty());
+    client.propose(ProposeRequest { name: vec![8; 16].into(), ..request }).await.expect("another");
     cluster.stop().await;
 }
 
