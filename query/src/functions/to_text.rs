@@ -33,13 +33,24 @@ pub(crate) fn to_text() -> Arc<ScalarUDF> {
 /// Whether arrow writes values of a type otherwise than PostgreSQL.
 pub(crate) fn differs_as_text(data_type: &DataType) -> bool {
     use DataType::*;
-    match data_type {
-        Float16 | Float32 | Float64 | Timestamp(..) | Interval(_) | Duration(_) => true,
-        Decimal128(..) | Decimal256(..) | Time64(_) => true,
-        Binary | LargeBinary | BinaryView => true,
-        List(_) | LargeList(_) | Struct(_) => true,
-        _ => false,
-    }
+    matches!(
+        data_type,
+        Float16
+            | Float32
+            | Float64
+            | Decimal128(..)
+            | Decimal256(..)
+            | Timestamp(..)
+            | Time64(_)
+            | Interval(_)
+            | Duration(_)
+            | Binary
+            | LargeBinary
+            | BinaryView
+            | List(_)
+            | LargeList(_)
+            | Struct(_)
+    )
 }
 
 /// The values as PostgreSQL writes them, in the time zone of the configuration.
