@@ -1,6 +1,10 @@
 //! Listeners: bound before anything else is started, so that a port in use is said at once.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use rand::Rng;
@@ -14,6 +18,10 @@ const PORT_MIN: u16 = 10_000;
 const EPHEMERAL_MIN_DEFAULT: u16 = 32_768;
 /// Ports tried before the system is asked for any.
 const ATTEMPTS: usize = 64;
+
+/// How long a port that is in use is waited for, and the time between two attempts.
+const CLOSING: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A bound listener and the address under which others reach it.
 #[derive(Debug)]
@@ -49,11 +57,24 @@ pub(crate) async fn bind(wish: Wish<'_>) -> anyhow::Result<Bound> {
     }
     let listener = match port {
         0 => any_port(host, wish.earlier).await,
-        port => TcpListener::bind((bare(host), port)).await,
+        port => this_port(bare(host), port).await,
     };
     let listener = listener.map_err(|error| in_words(&error, &wish))?;
     let port = listener.local_addr().context("read the bound address")?.port();
     Ok(Bound { listener, address: format!("{advertised}:{port}") })
+}
+
+/// A listener on the port. The sockets of a process that was killed just now may take a moment to close.
+async fn this_port(host: &str, port: u16) -> io::Result<TcpListener> {
+    let deadline = Instant::now() + CLOSING;
+    loop {
+        match TcpListener::bind((host, port)).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(RETRY_INTERVAL).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// Host and port of `host:port`; an IPv6 host stands in brackets.

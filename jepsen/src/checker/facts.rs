@@ -62,6 +62,8 @@ pub(super) struct Retire {
     pub(super) index: Option<u64>,
     /// Rows before this time.
     pub(super) before_us: i64,
+    /// When it began.
+    pub(super) start_us: u64,
 }
 
 /// All of it.
@@ -117,8 +119,9 @@ impl<'a> Facts<'a> {
                     _ => (None, true),
                 };
                 let acked = op.outcome == Outcome::Ok && (index.is_some() || !dropped);
-                self.retires.push(Retire { op: op.id, acked, index, before_us: *before_us });
-                self.retired_us = self.retired_us.max(*before_us);
+                let (before_us, start_us) = (*before_us, op.start_us);
+                self.retires.push(Retire { op: op.id, acked, index, before_us, start_us });
+                self.retired_us = self.retired_us.max(before_us);
             }
             _ => {}
         }
