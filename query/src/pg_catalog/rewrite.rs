@@ -9,6 +9,7 @@
 //! | `x::oid`, `x::name`, `x::pg_catalog.text` ... | a cast to `bigint` or `text` |
 //! | `a LIKE b ESCAPE '/'` | with the backslash as escape |
 //! | `options \|\| ARRAY(SELECT … FROM unnest(t.reloptions))` | `options` |
+//! | `FROM generate_series(1, 3) i` | `FROM generate_series(1, 3) AS i(i)` |
 //! | `SELECT … FROM` a table that never has rows | as many NULLs, no row |
 //! | `(SELECT … FROM pg_attrdef …)`, `pg_type` | with `max`, as it has one row at most |
 
@@ -17,14 +18,16 @@ use std::{collections::BTreeSet, ops::ControlFlow};
 use datafusion::sql::sqlparser::ast::{
     BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
     FunctionArguments, GroupByExpr, Ident, JoinOperator, ObjectName, ObjectNamePart, Query, Select,
-    SelectItem, SetExpr, Statement, TableFactor, TableWithJoins, Value, Visit, VisitMut, Visitor,
-    VisitorMut,
+    SelectItem, SetExpr, Statement, TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins,
+    Value, Visit, VisitMut, Visitor, VisitorMut,
 };
 
 use super::{PG_CATALOG, functions, tables};
 
 /// Columns whose value follows from there being a row.
 const IMPLIED: &str = "atthasdef";
+/// The function whose column has the name of its alias.
+const SERIES: &str = "generate_series";
 /// Stands for something else while a pattern is rewritten; no pattern holds it.
 const MARK: &str = "\u{1}\u{1}";
 /// Aggregates that queries of catalogs use.
@@ -78,6 +81,15 @@ impl VisitorMut for Rewriter {
         ControlFlow::Continue(())
     }
 
+    fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
+        if let TableFactor::Table { name, args: Some(_), alias, .. } = factor
+            && parts(name).last().is_some_and(|name| name == SERIES)
+        {
+            name_column(alias);
+        }
+        ControlFlow::Continue(())
+    }
+
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         if let Expr::BinaryOp { left, op: BinaryOperator::StringConcat, right } = expr
             && matches!(right.as_ref(), Expr::Function(function) if is_array_of_options(function))
@@ -90,6 +102,19 @@ impl VisitorMut for Rewriter {
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         rewrite_expr(expr);
         ControlFlow::Continue(())
+    }
+}
+
+/// A function that gives one column names it as itself, by its alias when it has one.
+fn name_column(alias: &mut Option<TableAlias>) {
+    let alias = alias.get_or_insert_with(|| TableAlias {
+        explicit: true,
+        name: Ident::new(SERIES),
+        columns: Vec::new(),
+        at: None,
+    });
+    if alias.columns.is_empty() {
+        alias.columns.push(TableAliasColumnDef { name: alias.name.clone(), data_type: None });
     }
 }
 
