@@ -22,7 +22,7 @@ const ROWS_PER_ENTRY_MIN: usize = 2;
 /// No key yet, in a translation from the keys of another dictionary.
 const NO_KEY: u32 = u32::MAX;
 
-/// Texts of a column, of at most [`DICTIONARY_ENTRIES_MAX`] rows.
+/// Texts of a column, of at most `DICTIONARY_ENTRIES_MAX` rows.
 #[derive(Debug)]
 pub(super) enum Texts {
     /// As a dictionary.
