@@ -1,11 +1,11 @@
 //! The replicated catalog of Hypertide, its commit log and placement: what access nodes agree on.
 //!
 //! A command enters by [`CatalogWriter::propose`]; `commit` groups all that wait into one proposal and passes it to the
-//! leader, which takes each call once (`once`); `raft` makes it durable on a majority and applies it to the [`catalog`] everywhere; the answer travels back.
-//! A read takes a barrier (`barrier`): the leader says up to where the log counts, the node waits until its own catalog
-//! has that much, and reads an [`Image`]. `fleet` remembers what data nodes report, `enter` judges the disk of one that comes, and at the
-//! leader [`reconcile`] takes care of data nodes and replicas. `rpc` serves all of it, [`init_cluster`] forms a group out
-//! of empty nodes, and `members` adds and removes access nodes.
+//! leader, which takes each call once (`once`); `raft` makes it durable on a majority and applies it to the [`catalog`]
+//! everywhere; the answer travels back. A read takes a barrier (`barrier`): the leader says up to where the log counts,
+//! the node waits until its own catalog has that much, and reads an [`Image`]. `fleet` remembers what data nodes report,
+//! `enter` judges the disk of one that comes, and at the leader [`reconcile`] takes care of data nodes and replicas.
+//! `rpc` serves all of it, [`init_cluster`] forms a group out of empty nodes, and `members` adds and removes access nodes.
 //!
 //! Invariants:
 //! - The catalog changes only by [`catalog::Catalog::apply`], and a refusal is an answer.

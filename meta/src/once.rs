@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a name is remembered. A copy that is later still is refused by its deadline.
+/// How long a name is remembered: four times the longest deadline of a proposal. A later copy is taken for a new call.
 const REMEMBERED: Duration = Duration::from_secs(120);
 /// Names that are remembered at most.
 const NAMES_MAX: usize = 1 << 20;

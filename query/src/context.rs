@@ -6,7 +6,10 @@
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Instant};
 
 use datafusion::{
-    common::{config::Dialect, internal_datafusion_err},
+    common::{
+        config::{ConfigOptions, Dialect},
+        internal_datafusion_err,
+    },
     execution::{
         SessionState, SessionStateBuilder, TaskContext, context::SessionContext,
         runtime_env::RuntimeEnv,
@@ -23,6 +26,7 @@ use crate::{
     catalog::{CATALOG, ImageCatalog, ImageCatalogs, SqlTypes},
     exec::{Pace, Suspects},
     functions, optimize,
+    sql::zone::Zone,
 };
 
 /// Rows of a batch between operators.
@@ -190,6 +194,11 @@ fn configuration() -> SessionConfig {
     options.optimizer.enable_join_dynamic_filter_pushdown = false;
     options.optimizer.enable_aggregate_dynamic_filter_pushdown = false;
     config
+}
+
+/// The time zone of the statement's session.
+pub(crate) fn session_zone(config: &ConfigOptions) -> Zone {
+    config.execution.time_zone.as_deref().and_then(Zone::parse).unwrap_or(Zone::UTC)
 }
 
 /// Sets the time zone, and gives the functions that keep a copy of it a new one.

@@ -14,9 +14,9 @@ use datafusion::{
     },
 };
 
-use crate::sql::{
-    text::{TextColumn, TextStyle},
-    zone::Zone,
+use crate::{
+    context::session_zone,
+    sql::text::{TextColumn, TextStyle},
 };
 
 /// Bytes of a text, about.
@@ -55,8 +55,8 @@ pub(crate) fn differs_as_text(data_type: &DataType) -> bool {
 
 /// The values as PostgreSQL writes them, in the time zone of the configuration.
 pub(crate) fn as_text(array: &ArrayRef, config: &ConfigOptions) -> ArrayRef {
-    let zone = config.execution.time_zone.as_deref().and_then(Zone::parse).unwrap_or(Zone::UTC);
-    let column = TextColumn::new(array, TextStyle { zone, ..TextStyle::default() });
+    let style = TextStyle { zone: session_zone(config), ..TextStyle::default() };
+    let column = TextColumn::new(array, style);
     let bytes = array.len().saturating_mul(TEXT_BYTES);
     let mut texts = StringBuilder::with_capacity(array.len(), bytes);
     let mut text = Vec::new();

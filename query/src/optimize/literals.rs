@@ -21,6 +21,7 @@ use datafusion::{
 
 use crate::{
     Error,
+    context::session_zone,
     sql::{
         datetime::{Fault, parse_date, parse_timestamp, parse_timestamptz},
         zone::Zone,
@@ -51,11 +52,6 @@ impl AnalyzerRule for ReadLiterals {
     fn name(&self) -> &str {
         "read_literals"
     }
-}
-
-/// The zone of the statement's session.
-pub(super) fn session_zone(config: &ConfigOptions) -> Zone {
-    config.execution.time_zone.as_deref().and_then(Zone::parse).unwrap_or(Zone::UTC)
 }
 
 /// The columns that a plan's expressions may name.

@@ -18,8 +18,8 @@ use datafusion::{
 };
 use hypertide_proto::schema::UTC;
 
-use super::literals::{input_schema, session_zone};
-use crate::sql::zone::Zone;
+use super::literals::input_schema;
+use crate::{context::session_zone, sql::zone::Zone};
 
 /// Functions whose second argument is a time that they take apart.
 const CLOCK_FUNCTIONS: [&str; 2] = ["date_trunc", "date_part"];
