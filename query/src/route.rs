@@ -24,6 +24,8 @@ pub(crate) struct ScanChunk {
     pub(crate) bucket: Option<TimeRange>,
     /// Nodes that hold a replica in sync.
     pub(crate) replicas: Vec<NodeId>,
+    /// Rows that were committed to it, as of the catalog.
+    pub(crate) rows: u64,
 }
 
 impl ScanChunk {
@@ -43,7 +45,7 @@ impl ScanChunk {
             TableKind::Reference => None,
         };
         let replicas = chunk.in_sync.iter().map(|rid| rid.node).collect();
-        Self { id: chunk.id, time, bucket, replicas }
+        Self { id: chunk.id, time, bucket, replicas, rows: chunk.rows }
     }
 }
 
@@ -143,6 +145,7 @@ mod tests {
             time: None,
             bucket: bucket.and_then(|(start, end)| TimeRange::new(start, end)),
             replicas: replicas.iter().map(|node| NodeId(*node)).collect(),
+            rows: 1,
         }
     }
 

@@ -51,7 +51,7 @@ pub(super) async fn slow(statement: &Statement, node: NodeId) -> Slow {
 }
 
 /// Resolves when the node leaves [`PROBES`] questions in a row unanswered.
-async fn silent(statement: &Statement, node: NodeId) {
+pub(super) async fn silent(statement: &Statement, node: NodeId) {
     tokio::time::sleep(PROBE_AFTER).await;
     let mut unanswered = 0;
     while unanswered < PROBES {

@@ -138,6 +138,14 @@ impl ScanLeaf {
         Self { chunks, ..self.clone() }
     }
 
+    /// Whether it gives all rows that pass, whatever operators above have a use for.
+    pub(super) fn gives_all(&self) -> bool {
+        self.limit.is_none()
+            && self.order.is_none()
+            && self.answer.is_none()
+            && self.latest.is_none()
+    }
+
     /// How many chunks it is of use to read at a time: with an order only those that may hold the first rows, and one
     /// for a few rows.
     pub(super) fn useful_partitions(&self) -> usize {

@@ -1,24 +1,16 @@
 //! Runs a fragment of a plan on the data nodes that hold its chunks: one partition a node.
 //!
-//! The fragment is the same for all nodes but for the chunks of its leaf. A node that fails before rows of its were
-//! passed on is replaced: its chunks are routed to other replicas at the same snapshot, and the reader sees nothing. One
-//! that is slow or silent gets a rival there (`hedge.rs`). The first megabytes are kept back for that (`send.rs`); after
-//! them a failure ends the statement, because rows passed on cannot be taken back.
+//! The fragment is the same for all nodes but for the chunks of its leaf. How it runs, and what happens when a node
+//! fails, is in `run.rs`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    future::pending,
-    pin::pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    sync::Arc,
 };
 
 use datafusion::{
-    common::{
-        DataFusionError, Statistics, internal_datafusion_err,
-        tree_node::{Transformed, TreeNode, TreeNodeRecursion},
-    },
+    common::{DataFusionError, Statistics, tree_node::TreeNodeRecursion},
     error::Result,
     execution::{SendableRecordBatchStream, TaskContext},
     physical_expr::PhysicalExpr,
@@ -27,29 +19,15 @@ use datafusion::{
         PlanProperties, ReplaceChildrenOptions,
         coalesce_partitions::CoalescePartitionsExec,
         execution_plan::{Boundedness, EmissionType, SchedulingType},
-        metrics::{ExecutionPlanMetricsSet, MetricBuilder, MetricsSet},
+        metrics::{ExecutionPlanMetricsSet, MetricsSet},
         sorts::sort_preserving_merge::SortPreservingMergeExec,
         statistics::StatisticsArgs,
-        stream::RecordBatchStreamAdapter,
     },
 };
-use datafusion_proto::bytes::physical_plan_to_bytes_with_extension_codec;
-use futures::{StreamExt, TryStreamExt, stream};
-use hypertide_proto::{
-    error::{Code, RpcError},
-    ids::NodeId,
-};
+use hypertide_proto::ids::NodeId;
 
-use super::{
-    ChunkScanExec, FragmentCodec, ScanPlan,
-    hedge::{Slow, slow},
-    retry::{other_node_may_do, sql_error},
-    send::{NodeReport, Opened, send},
-};
-use crate::{
-    context::Statement,
-    route::{Fragment, ScanChunk, buckets_apart, route},
-};
+use super::{ChunkScanExec, ScanPlan, run::Reports, send::NodeReport};
+use crate::route::{Fragment, ScanChunk, buckets_apart, route};
 
 /// How far the chunks of a fragment may be spread over nodes without changing its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,9 +50,6 @@ impl Spread {
     }
 }
 
-/// What became of the fragments of a plan, in the order of the fragments; for EXPLAIN ANALYZE.
-pub(crate) type Reports = Arc<Mutex<BTreeMap<usize, NodeReport>>>;
-
 /// Runs a fragment on data nodes.
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteFragmentExec {
@@ -85,6 +60,7 @@ pub(crate) struct RemoteFragmentExec {
     pushdown: bool,
     summaries: bool,
     spread: Spread,
+    /// Nodes that are not asked again.
     failed: BTreeSet<NodeId>,
     reports: Reports,
     properties: Arc<PlanProperties>,
@@ -147,22 +123,21 @@ impl RemoteFragmentExec {
 
     /// What the node of this fragment did, when it ran.
     pub(crate) fn report(&self, partition: usize) -> Option<NodeReport> {
-        self.reports.lock().unwrap_or_else(PoisonError::into_inner).get(&partition).cloned()
+        self.reports.of(partition)
     }
 
-    /// The plan for one node, as it travels.
-    fn encode(&self, fragment: &Fragment) -> Result<bytes::Bytes> {
-        let plan = Arc::clone(&self.inner).transform_up(|node| {
-            Ok(match node.downcast_ref::<ChunkScanExec>() {
-                Some(scan) => Transformed::yes(Arc::new(scan.of_chunks(&fragment.chunks)) as _),
-                None => Transformed::no(node),
-            })
-        })?;
-        physical_plan_to_bytes_with_extension_codec(plan.data, &FragmentCodec)
+    /// Where reports go.
+    pub(super) fn reports(&self) -> &Reports {
+        &self.reports
+    }
+
+    /// What is measured.
+    pub(super) fn metric_set(&self) -> &ExecutionPlanMetricsSet {
+        &self.metrics
     }
 
     /// The fragment of a node on the other replicas of its chunks, as one partition.
-    fn elsewhere(&self, failed: &Fragment) -> Option<Arc<dyn ExecutionPlan>> {
+    pub(super) fn elsewhere(&self, failed: &Fragment) -> Option<Arc<dyn ExecutionPlan>> {
         let mut except = self.failed.clone();
         except.insert(failed.node);
         let fragments = route(&failed.chunks, &except).ok()?;
@@ -184,137 +159,6 @@ impl RemoteFragmentExec {
             Some(ordering) => Arc::new(SortPreservingMergeExec::new(ordering, rerouted)),
             None => Arc::new(CoalescePartitionsExec::new(rerouted)),
         })
-    }
-
-    /// Sends the fragment, and elsewhere, too, when its node fails or is slow before rows of its were passed on.
-    async fn run(
-        self: Arc<Self>,
-        partition: usize,
-        context: Arc<TaskContext>,
-    ) -> Result<SendableRecordBatchStream> {
-        let fragment = self
-            .fragments
-            .get(partition)
-            .ok_or_else(|| internal_datafusion_err!("there is no fragment {partition}"))?;
-        let statement = Statement::of(context.session_config())?;
-        let plan = self.encode(fragment)?;
-        let place = Place { reports: Arc::clone(&self.reports), partition };
-        let began = Instant::now();
-        let mut opening = pin!(send(&statement, fragment, plan, place));
-        let may_race =
-            statement.hedged && fragment.chunks.iter().all(|chunk| chunk.replicas.len() > 1);
-        let slow = async {
-            if may_race { slow(&statement, fragment.node).await } else { pending().await }
-        };
-        let slow = tokio::select! {
-            biased;
-            opened = &mut opening => {
-                statement.pace.answered(began.elapsed());
-                return self.passed_on(partition, opened, &context);
-            }
-            slow = slow => slow,
-        };
-        if slow == Slow::Silent {
-            self.avoid(&statement, fragment.node, &"it does not answer");
-        }
-        let Some(other) = self.elsewhere(fragment) else {
-            return self.passed_on(partition, opening.await, &context);
-        };
-        tracing::debug!(node = self.node_name(fragment.node), ?slow, "fragment is sent twice");
-        let mut rival = pin!(first_of(other, Arc::clone(&context)));
-        tokio::select! {
-            biased;
-            opened = &mut opening => match opened {
-                Err(error) if other_node_may_do(&error) => {
-                    self.note_failure(&statement, fragment.node, &error);
-                    rival.await
-                }
-                opened => self.passed_on(partition, opened, &context),
-            },
-            rows = &mut rival => match rows {
-                Ok(rows) => Ok(rows),
-                // It fared no better there: what the node itself says stands.
-                Err(_) => self.passed_on(partition, opening.await, &context),
-            },
-        }
-    }
-
-    /// The rows of a node, or those of other replicas when it failed and they may do better.
-    fn passed_on(
-        &self,
-        partition: usize,
-        opened: std::result::Result<Opened, RpcError>,
-        context: &Arc<TaskContext>,
-    ) -> Result<SendableRecordBatchStream> {
-        let Some(fragment) = self.fragments.get(partition) else {
-            return Err(internal_datafusion_err!("there is no fragment {partition}"));
-        };
-        let name = self.node_name(fragment.node).to_owned();
-        match opened {
-            Ok(Opened { rows }) => {
-                let output = MetricBuilder::new(&self.metrics).output_rows(partition);
-                let rows = rows.map(move |batch| match batch {
-                    Ok(batch) => {
-                        output.add(batch.num_rows());
-                        Ok(batch)
-                    }
-                    Err(error) => Err(sql_error(&name, error)),
-                });
-                Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
-            }
-            Err(error) if other_node_may_do(&error) => {
-                let statement = Statement::of(context.session_config())?;
-                self.note_failure(&statement, fragment.node, &error);
-                match self.elsewhere(fragment) {
-                    Some(plan) => plan.execute(0, Arc::clone(context)),
-                    None => Err(sql_error(&name, error)),
-                }
-            }
-            Err(error) => Err(sql_error(&name, error)),
-        }
-    }
-
-    /// What the failure of a node says about it to other statements.
-    fn note_failure(&self, statement: &Statement, node: NodeId, error: &RpcError) {
-        // Others read at other snapshots.
-        if !matches!(error.code, Code::SnapshotTooOld | Code::Stale) {
-            self.avoid(statement, node, error);
-        }
-    }
-
-    /// Lets statements avoid a node for a while, and says so when that is new.
-    fn avoid(&self, statement: &Statement, node: NodeId, why: &dyn fmt::Display) {
-        if statement.suspects.add(node) {
-            tracing::info!("reads avoid data node {}: {why}", self.node_name(node));
-        }
-    }
-}
-
-/// The rows of a plan of one partition, once the first have come.
-async fn first_of(
-    plan: Arc<dyn ExecutionPlan>,
-    context: Arc<TaskContext>,
-) -> Result<SendableRecordBatchStream> {
-    let mut rows = plan.execute(0, context)?;
-    let first = rows.next().await.transpose()?;
-    let schema = rows.schema();
-    let rest = first.is_some().then_some(rows);
-    let rows = stream::iter(first.map(Ok)).chain(stream::iter(rest).flatten());
-    Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
-}
-
-/// Where the report of a fragment goes.
-#[derive(Clone, Debug)]
-pub(crate) struct Place {
-    reports: Reports,
-    partition: usize,
-}
-
-impl Place {
-    /// Keeps what is known of the fragment now.
-    pub(crate) fn put(&self, report: NodeReport) {
-        let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        reports.insert(self.partition, report);
     }
 }
 
@@ -391,9 +235,7 @@ impl ExecutionPlan for RemoteFragmentExec {
         partition: usize,
         context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
-        let run = Arc::new(self.clone()).run(partition, context);
-        let rows = stream::once(run).try_flatten();
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), rows)))
+        Arc::new(self.clone()).run(partition, context)
     }
 
     fn metrics(&self) -> Option<MetricsSet> {

@@ -2,24 +2,19 @@
 
 use std::time::Instant;
 
-use arrow::array::{Array as _, ArrayRef, RecordBatch};
 use arrow_flight::{FlightData, decode::FlightRecordBatchStream, error::FlightError};
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream, stream::BoxStream};
+use futures::{Stream, StreamExt, stream};
 use hypertide_proto::{
     error::{Code, RpcError},
     wire::query::{ExecuteReply, ExecuteRequest, FragmentMetrics},
 };
 use tonic::{Status, Streaming};
 
-use super::{PLAN_VERSION, remote_fragment::Place};
+use super::{PLAN_VERSION, keep::Rows, run::Place};
 use crate::{context::Statement, route::Fragment};
 
-/// Rows that are kept back until the fragment has ended, in bytes: as long as nothing was passed on, another replica can
-/// give all of them instead. Most answers are far smaller.
-const HELD_BYTES: usize = 4 << 20;
-
-/// What one node did for a fragment.
+/// What one node did for a fragment, or for a piece of it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NodeReport {
     /// Bytes that came over the wire.
@@ -30,18 +25,40 @@ pub(crate) struct NodeReport {
     pub(crate) node: Option<FragmentMetrics>,
 }
 
-/// The rows of a fragment that has ended, or has given more than is kept back.
-pub(super) struct Opened {
-    pub(super) rows: BoxStream<'static, Result<RecordBatch, RpcError>>,
+impl NodeReport {
+    /// What it did for two pieces.
+    pub(super) fn and(self, next: Self) -> Self {
+        Self {
+            bytes: self.bytes + next.bytes,
+            elapsed_us: self.elapsed_us + next.elapsed_us,
+            node: self.node.zip(next.node).map(|(one, other)| sum(one, other)),
+        }
+    }
 }
 
-/// Sends a plan to the node of a fragment and waits for its rows, or for as many of them as are kept back.
+fn sum(one: FragmentMetrics, other: FragmentMetrics) -> FragmentMetrics {
+    FragmentMetrics {
+        rows: one.rows + other.rows,
+        elapsed_us: one.elapsed_us + other.elapsed_us,
+        chunks: one.chunks + other.chunks,
+        segments: one.segments + other.segments,
+        segments_skipped: one.segments_skipped + other.segments_skipped,
+        blocks_skipped: one.blocks_skipped + other.blocks_skipped,
+        bytes_read: one.bytes_read + other.bytes_read,
+        plan: one.plan + "\n" + &other.plan,
+        chunks_skipped: one.chunks_skipped + other.chunks_skipped,
+        blocks: one.blocks + other.blocks,
+        bytes_skipped: one.bytes_skipped + other.bytes_skipped,
+    }
+}
+
+/// Sends a plan to the node of a fragment; gives its rows as they come.
 pub(super) async fn send(
     statement: &Statement,
     fragment: &Fragment,
     plan: Bytes,
     place: Place,
-) -> Result<Opened, RpcError> {
+) -> Result<Rows, RpcError> {
     let started = Instant::now();
     let deadline = tokio::time::Instant::from_std(statement.deadline);
     let image = &statement.snapshot.image;
@@ -69,23 +86,8 @@ pub(super) async fn send(
         });
         futures::future::ready(data.transpose())
     });
-    let mut rows = FlightRecordBatchStream::new_from_flight_data(data.boxed());
-    let (mut held, mut bytes) = (Vec::new(), 0);
-    while let Some(batch) = rows.next().await.transpose().map_err(flight_error)? {
-        bytes += batch_bytes(&batch);
-        held.push(Ok(batch));
-        if bytes >= HELD_BYTES {
-            let rest = rows.map(|batch| batch.map_err(flight_error));
-            return Ok(Opened { rows: stream::iter(held).chain(rest).boxed() });
-        }
-    }
-    Ok(Opened { rows: stream::iter(held).boxed() })
-}
-
-/// What a batch takes; several share the memory of the message that they came in.
-fn batch_bytes(batch: &RecordBatch) -> usize {
-    let bytes = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or(0);
-    batch.columns().iter().map(bytes).sum()
+    let rows = FlightRecordBatchStream::new_from_flight_data(data.boxed());
+    Ok(rows.map(|batch| batch.map_err(flight_error)).boxed())
 }
 
 fn request(statement: &Statement, plan: Bytes) -> Result<ExecuteRequest, RpcError> {

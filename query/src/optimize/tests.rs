@@ -5,6 +5,7 @@
 //! `> EXPLAIN SELECT` the plan, `> INSERT INTO t SELECT` commits rows.
 
 mod cluster;
+mod failing;
 mod removed;
 mod summaries;
 

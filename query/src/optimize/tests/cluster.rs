@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,7 @@ use datafusion::{
     physical_plan::{ExecutionPlan, collect},
     prelude::SessionContext,
 };
+use futures::{StreamExt, stream, stream::BoxStream};
 use hypertide_meta::{
     Config, MetaNode, Tuning,
     catalog::{
@@ -26,11 +27,15 @@ use hypertide_meta::{
     init_cluster,
 };
 use hypertide_proto::{
-    client::Channels,
+    client::{Channels, MESSAGE_BYTES_MAX},
     ids::{AccessId, TxnId},
     partition::hash,
     schema::{Column, ColumnType, TableSchema},
     time::DAY_MICROS,
+    wire::query::{
+        ExecuteReply, ExecuteRequest,
+        fragments_server::{Fragments, FragmentsServer},
+    },
 };
 use hypertide_storage::{
     ChunkSpec, DataNode, NodeConfig, Part, StoreConfig,
@@ -40,7 +45,7 @@ use hypertide_storage::{
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::service::Routes;
+use tonic::{Request, Response, Status, service::Routes};
 
 use crate::{
     Engine, EngineConfig, FragmentService, Snapshot,
@@ -56,15 +61,61 @@ pub(super) fn soon() -> Instant {
     Instant::now() + PATIENCE
 }
 
+/// What happens to an answer of a data node after some messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// It goes on.
+    None,
+    /// The connection breaks.
+    Break { after: usize },
+    /// Nothing more comes.
+    Silence { after: usize },
+}
+
+/// Runs fragments, with trouble.
+#[derive(Clone)]
+struct Troubled {
+    fragments: FragmentService,
+    trouble: Arc<Mutex<Trouble>>,
+}
+
+#[tonic::async_trait]
+impl Fragments for Troubled {
+    type ExecuteStream = BoxStream<'static, Result<ExecuteReply, Status>>;
+
+    async fn execute(
+        &self,
+        request: Request<ExecuteRequest>,
+    ) -> Result<Response<Self::ExecuteStream>, Status> {
+        let replies = self.fragments.execute(request).await?.into_inner();
+        let trouble = *self.trouble.lock().expect("nobody panicked");
+        let replies = match trouble {
+            Trouble::None => replies.boxed(),
+            Trouble::Break { after } => {
+                let broken = stream::iter([Err(Status::unavailable("it broke"))]);
+                replies.take(after).chain(broken).boxed()
+            }
+            Trouble::Silence { after } => replies.take(after).chain(stream::pending()).boxed(),
+        };
+        Ok(Response::new(replies))
+    }
+}
+
 /// A data node with its server.
 pub(super) struct Data {
     pub(super) node: Arc<DataNode>,
+    trouble: Arc<Mutex<Trouble>>,
     rpc: String,
     server: JoinHandle<()>,
     hang_up: oneshot::Sender<()>,
 }
 
 impl Data {
+    /// What its next answers meet.
+    pub(super) fn trouble(&self, trouble: Trouble) {
+        *self.trouble.lock().expect("nobody panicked") = trouble;
+    }
+
     /// Hangs up on everyone and answers no more.
     pub(super) fn kill(&self) {
         self.server.abort();
@@ -151,14 +202,20 @@ impl Cluster {
         };
         let node = DataNode::start(config).await.expect("it starts");
         let fragments = FragmentService::new(Arc::clone(&node), channels, 256 << 20);
-        let (server, hang_up) = serve(listener, fragments.expect("it is made").routes());
+        let fragments = fragments.expect("it is made");
+        let trouble = Arc::new(Mutex::new(Trouble::None));
+        let troubled = Troubled { fragments, trouble: Arc::clone(&trouble) };
+        let service = FragmentsServer::new(troubled)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let (server, hang_up) = serve(listener, Routes::new(service));
         tokio::time::timeout(PATIENCE, node.ready()).await.expect("soon").expect("ready");
-        self.data.insert(name.to_owned(), Data { node, rpc, server, hang_up });
+        self.data.insert(name.to_owned(), Data { node, trouble, rpc, server, hang_up });
     }
 
     /// Stops a data node and starts it anew, where it was.
     pub(super) async fn restart(&mut self, name: &str) {
-        let Data { node, rpc, server, hang_up } = self.data.remove(name).expect("it runs");
+        let Data { node, rpc, server, hang_up, .. } = self.data.remove(name).expect("it runs");
         hang_up.send(()).expect("it listens");
         // Connections from before would lead to the node that was.
         tokio::time::timeout(PATIENCE, server).await.expect("soon").expect("it does not panic");
