@@ -7,11 +7,15 @@ use std::sync::{
 
 use anyhow::Context;
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::serve::stopping;
+use crate::{gauges, serve::stopping};
+
+/// Upper edges of the buckets that durations are counted in, in seconds.
+const SECONDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Whether a node serves, for `/health`.
 #[derive(Debug)]
@@ -37,17 +41,27 @@ impl Health {
     }
 }
 
+/// Reads the gauges of a node: called before each answer to `/metrics`.
+pub(crate) type ReadGauges = Arc<dyn Fn() + Send + Sync>;
+
 /// Serves `/health` (200 when the node serves, 503 otherwise) and `/metrics` until told to stop.
 pub(crate) async fn serve(
     listener: TcpListener,
-    health: Arc<Health>,
+    (health, gauges): (Arc<Health>, ReadGauges),
     shutdown: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let metrics = recorder()?;
-    let router = Router::new()
-        .route("/health", get(answer_health))
-        .with_state(health)
-        .route("/metrics", get(async move || metrics.render()));
+    let router = Router::new().route("/health", get(answer_health)).with_state(health).route(
+        "/metrics",
+        get(async move || {
+            // It may take the locks that writers take.
+            let read = tokio::task::spawn_blocking(move || gauges());
+            match read.await {
+                Ok(()) => Ok(metrics.render()),
+                Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+            }
+        }),
+    );
     axum::serve(listener, router)
         .with_graceful_shutdown(stopping(shutdown))
         .await
@@ -63,7 +77,13 @@ async fn answer_health(State(health): State<Arc<Health>>) -> (StatusCode, Json<V
 /// The process's recorder; the nodes of `dev` share it.
 fn recorder() -> anyhow::Result<PrometheusHandle> {
     static RECORDER: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
-    let installed = RECORDER
-        .get_or_init(|| PrometheusBuilder::new().install_recorder().map_err(|e| e.to_string()));
+    let install = || {
+        let builder = PrometheusBuilder::new().set_buckets(&SECONDS)?;
+        let handle = builder.install_recorder()?;
+        gauges::describe();
+        hypertide_query::describe_metrics();
+        Ok(handle)
+    };
+    let installed = RECORDER.get_or_init(|| install().map_err(|e: BuildError| e.to_string()));
     installed.clone().map_err(|error| anyhow::anyhow!("start metrics: {error}"))
 }

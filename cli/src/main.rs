@@ -18,6 +18,7 @@ mod data;
 mod dev;
 mod endpoints;
 mod format;
+mod gauges;
 mod http;
 mod init;
 mod listen;

@@ -29,7 +29,8 @@ use tonic::{
 
 use crate::{
     endpoints::{Endpoints, Node, Role, make_dir},
-    http::{self, Health},
+    gauges,
+    http::{self, Health, ReadGauges},
     listen::{self, Wish},
 };
 
@@ -134,7 +135,12 @@ impl BoundAccess {
         let channels = Channels::default();
         let node = start_meta(&settings, &endpoint, &channels).await?;
         publish(&endpoint)?;
-        let mut servers = Servers::start((rpc, node.routes()), (http, Arc::clone(&health)));
+        let gauges: ReadGauges = {
+            let (name, node) = (endpoint.name.clone(), Arc::clone(&node));
+            Arc::new(move || gauges::of_access(&name, &node))
+        };
+        let state = (Arc::clone(&health), gauges);
+        let mut servers = Servers::start((rpc, node.routes()), (http, state));
         let serve_sql = async {
             if !ready(node.ready(), shutdown.clone()).await? {
                 return Ok(());
@@ -239,7 +245,11 @@ impl BoundData {
         let fragments = FragmentService::new(Arc::clone(&node), channels, memory_bytes);
         let fragments = fragments.context("start the fragment service")?;
         let routes = merged(node.routes(), fragments.routes());
-        let mut servers = Servers::start((rpc, routes), (http, Arc::clone(&health)));
+        let gauges: ReadGauges = {
+            let node = Arc::clone(&node);
+            Arc::new(move || gauges::of_data(&node))
+        };
+        let mut servers = Servers::start((rpc, routes), (http, (Arc::clone(&health), gauges)));
         let stopped = shutdown.clone();
         let serve_chunks = async {
             if !ready(node.ready(), stopped.clone()).await? {
@@ -344,7 +354,7 @@ struct Servers {
 
 impl Servers {
     /// Starts the internal gRPC and HTTP servers.
-    fn start(rpc: (TcpListener, Routes), http: (TcpListener, Arc<Health>)) -> Self {
+    fn start(rpc: (TcpListener, Routes), http: (TcpListener, (Arc<Health>, ReadGauges))) -> Self {
         let (close, closing) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_rpc(rpc.0, rpc.1, closing.clone()));

@@ -4,7 +4,7 @@
 
 mod cluster;
 
-use cluster::{Cluster, LIMIT, Process, connect, run, run_ok, text, wait_for_file};
+use cluster::{Cluster, LIMIT, Process, connect, http_get, run, run_ok, text, wait_for_file};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_data_node_is_taken_in_from_sql() {
@@ -65,16 +65,6 @@ async fn a_data_node_is_added_and_takes_new_chunks() {
     assert_eq!(rows, 32);
 }
 
-/// The status line and the body of an answer over HTTP.
-fn get(address: &str, path: &str) -> String {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(address).expect("it listens");
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers in text");
-    answer
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_are_started_by_hand() {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -94,17 +84,17 @@ async fn roles_are_started_by_hand() {
     };
     let (access, a1) = start("a1", &["access", "--id", "1", "--pg", any, "--flight", any]);
     let (rpc, http) = (field(&a1, "rpc"), field(&a1, "http"));
-    assert!(get(&http, "/health").starts_with("HTTP/1.0 503"), "it belongs to no cluster yet");
+    assert!(http_get(&http, "/health").starts_with("HTTP/1.0 503"), "it belongs to no cluster yet");
     let first = run_ok(&["init", "--access", &rpc]);
     assert_eq!(run_ok(&["init", "--access", &rpc]), first, "a cluster is formed once");
     let (data, d1) = start("d1", &["data", "--access", &rpc]);
     for address in [http, field(&d1, "http")] {
         let deadline = std::time::Instant::now() + LIMIT;
-        while !get(&address, "/health").starts_with("HTTP/1.0 200") {
+        while !http_get(&address, "/health").starts_with("HTTP/1.0 200") {
             assert!(std::time::Instant::now() < deadline, "{address} does not serve");
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-        assert!(get(&address, "/metrics").starts_with("HTTP/1.0 200"));
+        assert!(http_get(&address, "/metrics").starts_with("HTTP/1.0 200"));
     }
     let client = connect(&field(&a1, "pg")).await;
     client.batch_execute("CREATE TABLE t (n integer)").await.expect("SQL is served");

@@ -37,3 +37,4 @@ pub use init::init_cluster;
 pub use members::MemberChange;
 pub use memory::MemoryCatalog;
 pub use node::{Answer, CatalogWriter, Config, Image, MetaNode, Tuning};
+pub use status::Place;

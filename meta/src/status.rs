@@ -26,6 +26,30 @@ const UP: &str = "up";
 const DOWN: &str = "down";
 const JOINING: &str = "joining";
 
+/// Where an access node stands in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Whether it leads, as far as it knows.
+    pub leads: bool,
+    /// Raft term.
+    pub term: u64,
+    /// Last entry of the log that its catalog has.
+    pub applied: u64,
+}
+
+impl MetaNode {
+    /// Where it stands in its group; `None` before it is in one.
+    #[must_use]
+    pub fn place(&self) -> Option<Place> {
+        let leader = &self.member().ok()?.leader;
+        Some(Place {
+            leads: leader.here(),
+            term: leader.view().term,
+            applied: self.image().applied,
+        })
+    }
+}
+
 /// The leader's view, or this node's own when the leader does not answer.
 pub(crate) async fn ask(node: &MetaNode) -> StatusReply {
     if let Some(reply) = ask_leader(node).await {

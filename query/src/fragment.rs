@@ -46,6 +46,7 @@ use crate::{
     exec::{
         Binding, FragmentCodec, PLAN_VERSION, ScanLeaf, ScanTotals, bind, plan_lines, rpc_error,
     },
+    measures,
     optimize::group_by_ids,
 };
 
@@ -248,7 +249,7 @@ impl Inner {
             }
         }
         let totals = job.totals.now();
-        let metrics = FragmentMetrics {
+        let done = FragmentMetrics {
             rows: rows.load(std::sync::atomic::Ordering::Relaxed),
             elapsed_us: started.elapsed().as_micros() as u64,
             chunks: job.chunks as u64,
@@ -261,7 +262,8 @@ impl Inner {
             bytes_skipped: totals.bytes_skipped,
             plan: plan_lines(job.plan.as_ref()),
         };
-        let last = ExecuteReply { metrics: Some(metrics), ..held.unwrap_or_default() };
+        measures::fragment_done(started.elapsed(), done.rows, done.bytes_read);
+        let last = ExecuteReply { metrics: Some(done), ..held.unwrap_or_default() };
         // A reader that left does not want it.
         let _ = output.send(Ok(last)).await;
         Ok(())
@@ -304,6 +306,7 @@ impl Fragments for FragmentService {
         let task = pool.spawn(async move {
             let run = tokio::time::timeout_at(deadline, Inner::run(job, &output));
             if let Err(error) = run.await.unwrap_or_else(|_| Err(out_of_time())) {
+                measures::fragment_failed();
                 // A reader that left does not want it.
                 let _ = output.send(Err(error.into())).await;
             }

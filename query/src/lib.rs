@@ -10,6 +10,7 @@ mod exec;
 mod fragment;
 mod functions;
 mod ingest;
+mod measures;
 mod optimize;
 mod pg_catalog;
 mod prune;
@@ -26,6 +27,7 @@ mod views;
 pub use engine::{Engine, EngineConfig};
 pub use error::{Error, SqlState};
 pub use fragment::FragmentService;
+pub use measures::describe_metrics;
 pub use session::{
     CopyIn, CopyLines, CopyOut, Notice, Prepared, Reply, Session, Snapshot, TransactionStatus,
 };

@@ -36,6 +36,7 @@ use crate::{
     block::Block,
     context,
     ingest::send::{Committed, WriteTag, Writer},
+    measures,
     settings::{REPEATABLE_READ, Settings},
     sql::{self, parse::Statement, zone::Zone},
 };
@@ -221,6 +222,7 @@ pub struct Session {
     /// Entry of the session's last change, for `hypertide.read_consistency = session`.
     pub(crate) last_index: u64,
     pub(crate) number: u32,
+    _counted: measures::CountedSession,
 }
 
 static NUMBERS: AtomicU32 = AtomicU32::new(1);
@@ -240,6 +242,7 @@ impl Session {
             copying: false,
             last_index: 0,
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
+            _counted: measures::CountedSession::new(),
         }
     }
 
@@ -303,12 +306,9 @@ impl Session {
                 return Err(failed_block());
             }
         }
-        self.running = true;
+        let began = self.begin_statement();
         let result = Box::pin(sql::run::run(self, statement, values)).await;
-        self.running = false;
-        if result.is_err() {
-            self.fail();
-        }
+        let result = self.end_statement(began, result);
         result.map_err(|error| error.at(&statement.sql))
     }
 
@@ -318,12 +318,9 @@ impl Session {
         if self.status() == TransactionStatus::Failed {
             return Err(failed_block());
         }
-        self.running = true;
+        let began = self.begin_statement();
         let result = Box::pin(copy.finish(self)).await;
-        self.running = false;
-        if result.is_err() {
-            self.fail();
-        }
+        let result = self.end_statement(began, result);
         result.map(|rows| format!("COPY {rows}"))
     }
 
@@ -344,9 +341,20 @@ impl Session {
         if self.status() == TransactionStatus::Failed {
             return Err(failed_block());
         }
-        self.running = true;
+        let began = self.begin_statement();
         let result = Box::pin(sql::ingest::ingest(self, schema, table, rows)).await;
+        self.end_statement(began, result)
+    }
+
+    fn begin_statement(&mut self) -> Instant {
+        self.running = true;
+        Instant::now()
+    }
+
+    /// Counts a statement, and fails the block with it.
+    fn end_statement<T>(&mut self, began: Instant, result: Result<T, Error>) -> Result<T, Error> {
         self.running = false;
+        measures::statement(began.elapsed(), &result);
         if result.is_err() {
             self.fail();
         }

@@ -6,7 +6,8 @@
 pub(crate) mod load;
 
 use std::{
-    net::TcpListener,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -19,7 +20,7 @@ use tokio_postgres::{Client, NoTls};
 /// Longest wait for anything in a test.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two looks at a condition.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The binary under test.
 pub(crate) fn hypertide() -> Command {
@@ -286,6 +287,15 @@ pub(crate) fn wait_for_file(path: &Path, wanted: impl Fn(&str) -> bool) -> Strin
         assert!(Instant::now() < deadline, "{} has only: {found}", path.display());
         std::thread::sleep(POLL_INTERVAL);
     }
+}
+
+/// The status line, the headers and the body of an answer over HTTP.
+pub(crate) fn http_get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers in text");
+    answer
 }
 
 /// A listener that keeps its port from everyone else.

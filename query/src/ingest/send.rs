@@ -30,7 +30,7 @@ use super::{
     gather::Gather,
     split::{Edges, Group, split},
 };
-use crate::{Engine, Error};
+use crate::{Engine, Error, measures};
 
 mod reserve;
 
@@ -390,6 +390,7 @@ impl Writer {
 
     async fn committed(&mut self, index: u64, decision: Decision, deadline: Instant) -> Committed {
         self.ended = true;
+        measures::rows_written(self.shares.values().map(|share| share.rows).sum());
         let told = self.tell(decision);
         if self.reserves() {
             // The next statement is likely to reserve the same, and would be held up.
