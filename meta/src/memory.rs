@@ -21,6 +21,7 @@ use crate::{
     Error,
     catalog::{Catalog, Changes, Command, Outcome},
     node::{Answer, CatalogWriter, Image},
+    open::{OpenTxn, OpenTxns},
 };
 
 /// The access node that a [`MemoryCatalog`] is.
@@ -31,6 +32,7 @@ pub struct MemoryCatalog {
     cluster: ClusterId,
     boot: Boot,
     seq: AtomicU64,
+    open: OpenTxns,
     // Held while a command is applied, so that indexes and images are in order.
     applying: Mutex<()>,
     images: watch::Sender<Arc<Image>>,
@@ -56,6 +58,7 @@ impl MemoryCatalog {
             cluster,
             boot: Boot(0),
             seq: AtomicU64::new(0),
+            open: OpenTxns::default(),
             applying: Mutex::new(()),
             images: watch::Sender::new(Arc::new(Image { applied: 0, catalog: Catalog::default() })),
         };
@@ -114,9 +117,9 @@ impl CatalogWriter for MemoryCatalog {
         Ok(self.apply(&command))
     }
 
-    fn begin(&self) -> TxnId {
+    fn begin(&self) -> OpenTxn {
         let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
-        TxnId { access: OWN, boot: self.boot, seq }
+        self.open.open(TxnId { access: OWN, boot: self.boot, seq })
     }
 
     fn rpc(&self) -> String {

@@ -25,6 +25,7 @@ use crate::{
     commit::Committer,
     fleet::Fleet,
     leader::Leader,
+    open::{OpenTxn, OpenTxns},
     raft::{Formed, Group, LogStore, RaftService, Setup, Watchdog},
     reconcile::{Jobs, plan::DEAD_AFTER_MS},
     rpc::MetaService,
@@ -76,8 +77,8 @@ pub trait CatalogWriter: fmt::Debug + Send + Sync {
     /// Puts a command into the log and gives the answer with the index of its entry.
     /// [`Error::Unknown`] when it may or may not have been applied.
     async fn propose(&self, command: Command, deadline: Instant) -> Result<(u64, Answer), Error>;
-    /// A new transaction of this access node and boot.
-    fn begin(&self) -> TxnId;
+    /// A new transaction of this access node and boot, open until what is given is dropped.
+    fn begin(&self) -> OpenTxn;
     /// Address under which data nodes reach this access node.
     fn rpc(&self) -> String;
     /// The cluster as the leader sees it, or else as this node does.
@@ -145,6 +146,7 @@ pub struct MetaNode {
     member: OnceLock<Member>,
     boot: watch::Sender<Option<Boot>>,
     seq: AtomicU64,
+    open: OpenTxns,
     failure: watch::Sender<Option<String>>,
     fleet: Fleet,
     jobs: Mutex<Jobs>,
@@ -184,6 +186,7 @@ impl MetaNode {
             member: OnceLock::new(),
             boot: watch::Sender::new(None),
             seq: AtomicU64::new(0),
+            open: OpenTxns::default(),
             failure: watch::Sender::new(None),
             fleet: Fleet::default(),
             jobs: Mutex::default(),
@@ -286,6 +289,11 @@ impl MetaNode {
     /// How long the node has been running.
     pub(crate) fn age(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Those of these transactions that are under way here.
+    pub(crate) fn still_open(&self, txns: Vec<TxnId>) -> Vec<TxnId> {
+        self.open.of(txns)
     }
 
     /// What the node has as a member of its group.
@@ -468,10 +476,10 @@ impl CatalogWriter for MetaNode {
         self.member()?.committer.propose(command, deadline).await
     }
 
-    fn begin(&self) -> TxnId {
+    fn begin(&self) -> OpenTxn {
         let boot = self.boot.borrow().unwrap_or_default();
         let seq = self.seq.fetch_add(1, Ordering::Relaxed) + 1;
-        TxnId { access: self.id(), boot, seq }
+        self.open.open(TxnId { access: self.id(), boot, seq })
     }
 
     fn rpc(&self) -> String {

@@ -1,6 +1,7 @@
 //! The Meta service: what other access nodes, data nodes and tools ask of an access node.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use hypertide_proto::{
             IdentityReply, IdentityRequest, InitReply, InitRequest, JoinReply, JoinRequest,
             Member as WireMember, ProposeReply, ProposeRequest, ReadBarrierReply,
             ReadBarrierRequest, RegisterReply, RegisterRequest, ResolveReply, ResolveRequest,
-            StatusReply, StatusRequest, meta_server::Meta,
+            StatusReply, StatusRequest, StillOpenReply, StillOpenRequest, meta_server::Meta,
         },
         required, types,
     },
@@ -38,8 +39,11 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest deadline of a proposal that another node may ask for.
 const PROPOSE_TIMEOUT_MAX: Duration = Duration::from_secs(30);
-/// A transaction that is open for this long is aborted when a data node asks for it.
+/// A transaction that is pending for this long and not under way at its access node is aborted when a data node asks
+/// for it.
 const OPEN_MAX: Duration = Duration::from_secs(30);
+/// How long an access node has to say that a transaction of its is under way.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The service of one node.
 #[derive(Debug)]
@@ -202,9 +206,46 @@ impl MetaService {
                 None => {}
             }
         }
-        let aborts = overdue.into_iter().map(|txn| self.abort(txn, deadline));
+        let open = self.still_open(&request.cluster, &image, &overdue).await;
+        let dead = overdue.into_iter().filter(|txn| !open.contains(txn));
+        let aborts = dead.map(|txn| self.abort(txn, deadline));
         decisions.extend(futures::future::join_all(aborts).await.into_iter().flatten());
         Ok(ResolveReply { decisions })
+    }
+
+    /// Those of these transactions that their access nodes say are under way. A node that does not answer is taken for
+    /// dead.
+    async fn still_open(&self, cluster: &Bytes, image: &Image, txns: &[TxnId]) -> BTreeSet<TxnId> {
+        let mut by_node: BTreeMap<AccessId, Vec<TxnId>> = BTreeMap::new();
+        for txn in txns {
+            by_node.entry(txn.access).or_default().push(*txn);
+        }
+        let asked = by_node.into_iter().map(async |(access, txns)| {
+            if access == self.node.id() {
+                return self.node.still_open(txns);
+            }
+            let Some(node) = image.catalog.access_node(access) else { return Vec::new() };
+            self.ask_open(&node.rpc, cluster.clone(), txns).await.unwrap_or_else(|error| {
+                tracing::info!("ask {access} whether its transactions are under way: {error}");
+                Vec::new()
+            })
+        });
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    async fn ask_open(
+        &self,
+        rpc: &str,
+        cluster: Bytes,
+        txns: Vec<TxnId>,
+    ) -> Result<Vec<TxnId>, RpcError> {
+        let mut client = self.node.config().channels.meta(rpc)?;
+        let txns = txns.into_iter().map(types::TxnId::from).collect();
+        let asked = client.still_open(StillOpenRequest { cluster, txns });
+        let answer = tokio::time::timeout(OPEN_TIMEOUT, asked)
+            .await
+            .map_err(|_| RpcError::new(Code::DeadlineExceeded, "it does not answer in time"))?;
+        Ok(answer?.into_inner().open.into_iter().map(TxnId::from).collect())
     }
 
     /// Ends a transaction that nobody seems to finish; what the log says then is its fate.
@@ -279,6 +320,17 @@ impl Meta for MetaService {
         request: Request<ResolveRequest>,
     ) -> Result<Response<ResolveReply>, Status> {
         Ok(Response::new(self.decide(request.into_inner()).await?))
+    }
+
+    async fn still_open(
+        &self,
+        request: Request<StillOpenRequest>,
+    ) -> Result<Response<StillOpenReply>, Status> {
+        let request = request.into_inner();
+        self.member(&request.cluster)?;
+        let txns = request.txns.into_iter().map(TxnId::from).collect();
+        let open = self.node.still_open(txns).into_iter().map(types::TxnId::from).collect();
+        Ok(Response::new(StillOpenReply { open }))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {

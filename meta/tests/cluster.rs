@@ -134,7 +134,7 @@ async fn all_nodes_restart_from_disk() {
     for number in 0..20 {
         create_table(cluster.node(1 + number % 3), &format!("t{number}")).await.expect("it works");
     }
-    let boots: Vec<Boot> = (1..=3).map(|id| cluster.node(id).meta.begin().boot).collect();
+    let boots: Vec<Boot> = (1..=3).map(|id| cluster.node(id).meta.begin().id().boot).collect();
     for id in 1..=3 {
         cluster.halt(id).await;
     }
@@ -145,7 +145,7 @@ async fn all_nodes_restart_from_disk() {
         cluster.node(id).meta.ready().await.expect("a majority is back");
         let image = cluster.node(id).meta.barrier(soon()).await.expect("a barrier");
         assert_eq!(tables(&image).len(), 20);
-        let boot = cluster.node(id).meta.begin().boot;
+        let boot = cluster.node(id).meta.begin().id().boot;
         assert!(boot > boots[id as usize - 1], "a boot is never given twice");
     }
     cluster.stop().await;
@@ -333,25 +333,43 @@ async fn data_nodes_register_and_are_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn overdue_transactions_are_aborted_on_request() {
-    use hypertide_proto::wire::meta::{PendingTxn, ResolveRequest};
-    let mut cluster = Cluster::start(1, fast()).await;
-    let id = cluster.form().await;
-    let node = cluster.node(1);
-    let (young, old) = (node.meta.begin(), node.meta.begin());
-    let pending =
-        |txn: hypertide_proto::ids::TxnId, age_ms| PendingTxn { txn: Some(txn.into()), age_ms };
-    let mut client = Channels::default().meta(&cluster.addresses()[0]).expect("an address");
-    let request = ResolveRequest {
-        cluster: id.0.to_vec().into(),
-        pending: vec![pending(young, 1_000), pending(old, 31_000)],
+async fn overdue_transactions_that_nobody_goes_on_with_are_aborted_on_request() {
+    use hypertide_proto::{
+        ids::TxnId,
+        wire::meta::{PendingTxn, ResolveRequest},
     };
-    let reply = client.resolve(request).await.expect("answered").into_inner();
-    assert_eq!(reply.decisions.len(), 1, "the young one is still open");
-    assert_eq!(reply.decisions[0].txn, Some(old.into()));
-    assert_eq!(reply.decisions[0].csn, 0);
-    let (_, again) = node.meta.propose(Command::Abort { txn: old }, soon()).await.expect("applied");
+    let mut cluster = Cluster::start(3, fast()).await;
+    let id = cluster.form().await;
+    for node in 1..=3 {
+        cluster.node(node).meta.ready().await.expect("it is registered");
+    }
+    let own = &cluster.node(1).meta;
+    let (young, left) = (own.begin().id(), own.begin().id());
+    // Under way, at the node that is asked and at another.
+    let (here, there) = (own.begin(), cluster.node(2).meta.begin());
+    let pending = |txn: TxnId, age_ms| PendingTxn { txn: Some(txn.into()), age_ms };
+    let mut client = Channels::default().meta(&cluster.addresses()[0]).expect("an address");
+    let mut resolve = async |pending: Vec<PendingTxn>| {
+        let request = ResolveRequest { cluster: id.0.to_vec().into(), pending };
+        client.resolve(request).await.expect("answered").into_inner().decisions
+    };
+    let decisions = resolve(vec![
+        pending(young, 1_000),
+        pending(left, 31_000),
+        pending(here.id(), 3_600_000),
+        pending(there.id(), 3_600_000),
+    ])
+    .await;
+    assert_eq!(decisions.len(), 1, "the others are open");
+    assert_eq!((decisions[0].txn, decisions[0].csn), (Some(left.into()), 0));
+    let (_, again) = own.propose(Command::Abort { txn: left }, soon()).await.expect("applied");
     assert_eq!(again, Ok(Outcome::Aborted));
+    // The other node dies, and with it what was under way there.
+    let dead = there.id();
+    cluster.halt(2).await;
+    let decisions = resolve(vec![pending(here.id(), 31_000), pending(dead, 31_000)]).await;
+    assert_eq!(decisions.len(), 1);
+    assert_eq!((decisions[0].txn, decisions[0].csn), (Some(dead.into()), 0));
     cluster.stop().await;
 }
 

@@ -178,7 +178,7 @@ async fn a_silent_data_node_leaves_the_write_set_and_returns_by_itself() {
         table_version: 1,
         keyed: false,
     };
-    let record = CommitRecord { txn: meta.begin(), write: None, parts: vec![part] };
+    let record = CommitRecord { txn: meta.begin().id(), write: None, parts: vec![part] };
     let (index, _) = meta.propose(Command::Commit(record), soon()).await.expect("proposed");
     let image = meta.applied(index, soon()).await.expect("applied");
     let held = image.catalog.chunk(chunks[0].id).cloned();

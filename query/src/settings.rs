@@ -78,7 +78,7 @@ const KNOWN: &[Known] = &[
         Kind::Enum(&["local", "session", "linearizable"]),
     ),
     Known("hypertide.write_id", "", Kind::WriteId),
-    Known("idle_in_transaction_session_timeout", "0", Kind::Millis),
+    Known("idle_in_transaction_session_timeout", "1min", Kind::Millis),
     Known("idle_session_timeout", "0", Kind::Millis),
     Known("in_hot_standby", "off", Kind::Fixed),
     Known("integer_datetimes", "on", Kind::Fixed),

@@ -14,7 +14,7 @@ use std::{
 
 use arrow::array::RecordBatch;
 use hypertide_meta::{
-    Error as MetaError,
+    Error as MetaError, OpenTxn,
     catalog::{Chunk, Command, CommitPart, CommitRecord, Outcome, Reject, Rule, Table, TableKind},
 };
 use hypertide_proto::{
@@ -133,7 +133,7 @@ type Encoding = JoinHandle<Result<Option<Encoded>, Error>>;
 #[derive(Debug)]
 pub(crate) struct Writer {
     engine: Arc<Engine>,
-    txn: TxnId,
+    txn: OpenTxn,
     shares: BTreeMap<ChunkId, Share>,
     found: HashMap<Place, ChunkId>,
     /// Edges of older chunks of each table, as its first rows met them.
@@ -204,7 +204,7 @@ impl Writer {
 
     /// The transaction.
     pub(crate) fn txn(&self) -> TxnId {
-        self.txn
+        self.txn.id()
     }
 
     /// Takes rows whose columns are exactly the table's.
@@ -405,7 +405,7 @@ impl Writer {
     /// since the first of the two wins.
     async fn settle(&mut self, error: Error) -> Result<Committed, Error> {
         let deadline = Instant::now() + SETTLE_TIMEOUT;
-        let abort = Command::Abort { txn: self.txn };
+        let abort = Command::Abort { txn: self.txn.id() };
         match self.engine.catalog.propose(abort, deadline).await {
             Ok((_, Ok(Outcome::Committed { csn, decision }))) => {
                 Ok(self.committed(csn.index(), decision, deadline).await)
@@ -422,7 +422,7 @@ impl Writer {
 
     fn unknown(&self, why: &dyn std::fmt::Display) -> Error {
         let message = format_args!("transaction resolution unknown: {why}");
-        let detail = format_args!("Transaction {} may have been committed.", self.txn);
+        let detail = format_args!("Transaction {} may have been committed.", self.txn.id());
         Error::of("08007", message).with_detail(detail)
     }
 
@@ -436,7 +436,7 @@ impl Writer {
             table_version: share.table.version,
             keyed: share.keyed.is_some(),
         };
-        CommitRecord { txn: self.txn, write, parts: self.shares.values().map(part).collect() }
+        CommitRecord { txn: self.txn.id(), write, parts: self.shares.values().map(part).collect() }
     }
 
     /// Makes sure that every group has its chunk, in which all its rows lie.
@@ -573,7 +573,7 @@ impl Writer {
                 Some(wire_part(share, *number, part))
             })
             .collect();
-        let (engine, txn) = (Arc::clone(&self.engine), self.txn);
+        let (engine, txn) = (Arc::clone(&self.engine), self.txn.id());
         self.under_way.spawn(async move {
             let outcome = prepare(&engine, Shipment { txn, rid, parts }, deadline).await;
             Delivery { rid, numbers, outcome }
@@ -712,7 +712,7 @@ impl Drop for Writer {
         }
         self.under_way.abort_all();
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let (engine, txn) = (Arc::clone(&self.engine), self.txn);
+        let (engine, txn) = (Arc::clone(&self.engine), self.txn.id());
         let disks: BTreeSet<Rid> = self
             .shares
             .values()

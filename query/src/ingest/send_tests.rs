@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use hypertide_meta::{Answer, CatalogWriter, Image, MemoryCatalog};
+use hypertide_meta::{Answer, CatalogWriter, Image, MemoryCatalog, OpenTxn};
 use hypertide_proto::{client::Channels, ids::ClusterId, wire::meta::StatusReply};
 
 use super::*;
@@ -53,7 +53,7 @@ impl CatalogWriter for Lossy {
         Err(MetaError::Unknown("the answer got lost".into()))
     }
 
-    fn begin(&self) -> TxnId {
+    fn begin(&self) -> OpenTxn {
         self.inner.begin()
     }
 

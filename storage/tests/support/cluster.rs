@@ -176,6 +176,13 @@ impl Meta for Access {
         })
     }
 
+    async fn still_open(
+        &self,
+        _: Request<StillOpenRequest>,
+    ) -> Result<Response<StillOpenReply>, Status> {
+        unexpected()
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         unexpected()
     }

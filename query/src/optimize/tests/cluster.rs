@@ -272,7 +272,7 @@ impl Cluster {
         let table = image.catalog.table_named("public", table).expect("it exists").clone();
         let plain = SessionContext::new().sql(query).await.expect("it is planned");
         let batches = plain.collect().await.expect("it runs");
-        let txn = self.engine.catalog.begin();
+        let txn = self.engine.catalog.begin().id();
         let schema = table.columns.to_arrow();
         let mut parts: BTreeMap<u64, (Chunk, Vec<Encoded>)> = BTreeMap::new();
         for batch in batches {

@@ -168,13 +168,36 @@ impl Connection {
     /// Sends what is buffered, and waits for the client.
     async fn wait(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<Frontend, Stop> {
         self.writer.flush().await?;
+        let (limit, idle) = self.idle_limit();
+        let idle_for_long = async {
+            match limit.is_zero() {
+                true => std::future::pending().await,
+                false => tokio::time::sleep(limit).await,
+            }
+        };
         tokio::select! {
+            biased;
             message = self.reader.next() => message,
+            () = idle_for_long => Err(Stop::Fatal(idle)),
             () = stopped(shutdown) => {
                 let message = "terminating connection due to administrator command";
                 Err(Stop::Fatal(Error::new(ADMIN_SHUTDOWN, message)))
             }
         }
+    }
+
+    /// How long the client may say nothing, zero for any time, and what it is told then. A block that nobody ends would
+    /// hold what it has written, and what it reserves.
+    fn idle_limit(&self) -> (Duration, Error) {
+        let (setting, state, kind) = match self.session.status() {
+            TransactionStatus::Idle => ("idle_session_timeout", "57P05", "idle-session"),
+            TransactionStatus::Open | TransactionStatus::Failed => {
+                ("idle_in_transaction_session_timeout", "25P03", "idle-in-transaction")
+            }
+        };
+        let message = format!("terminating connection due to {kind} timeout");
+        let limit = Duration::from_millis(self.session.settings().millis(setting));
+        (limit, Error::new(SqlState(state), message))
     }
 
     async fn answer(&mut self, message: Frontend) -> Result<(), Stop> {

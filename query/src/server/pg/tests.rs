@@ -70,6 +70,14 @@ fn startup() -> Vec<u8> {
     bytes
 }
 
+fn query(sql: &str) -> Vec<u8> {
+    let mut bytes = vec![b'Q'];
+    bytes.extend_from_slice(&(sql.len() as u32 + 5).to_be_bytes());
+    bytes.extend_from_slice(sql.as_bytes());
+    bytes.push(0);
+    bytes
+}
+
 /// The SQLSTATEs of the errors in what a server said.
 fn states(answer: &[u8]) -> Vec<String> {
     let mut states = Vec::new();
@@ -156,6 +164,27 @@ async fn sessions_beyond_the_limit_are_told_and_places_come_back() {
         }
     };
     timeout(DEADLINE, again).await.expect("places come back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_are_idle_for_too_long_end() {
+    let server = Server::start().await;
+    for (sql, state) in [
+        ("set idle_session_timeout = '20ms'", "57P05"),
+        ("set idle_in_transaction_session_timeout = 20; begin", "25P03"),
+        ("set idle_in_transaction_session_timeout = 20; begin; select 1/0", "25P03"),
+    ] {
+        let mut all = startup();
+        all.extend_from_slice(&query(sql));
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(&all).await.unwrap();
+        let mut answer = Vec::new();
+        timeout(DEADLINE, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(states(&answer).last().map(String::as_str), Some(state), "{sql}");
+    }
+    let client = server.connect().await;
+    let shown = client.query_one("show idle_in_transaction_session_timeout", &[]).await.unwrap();
+    assert_eq!(shown.get::<_, String>(0), "1min");
 }
 
 #[tokio::test(flavor = "multi_thread")]
