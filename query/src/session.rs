@@ -58,6 +58,9 @@ pub struct Snapshot {
     pub own: Option<TxnId>,
     /// The catalog that `csn` is of, when that is an older one: in a transaction of REPEATABLE READ.
     pub view: Option<Arc<Image>>,
+    /// Whether chunks that were dropped since `view` are read as well, as data nodes keep them: in a transaction that
+    /// changes nothing itself.
+    pub dropped_too: bool,
 }
 
 impl Snapshot {
@@ -469,7 +472,9 @@ impl Session {
         let own = self.block.writer().map(Writer::txn);
         let view = self.repeats_reads().then(|| self.block.view(&image));
         let csn = view.as_ref().unwrap_or(&image).snapshot();
-        Snapshot { image, csn, own, view }
+        let read_only = self.settings.on("transaction_read_only") && !self.block.has_ddl();
+        let dropped_too = view.is_some() && read_only;
+        Snapshot { image, csn, own, view, dropped_too }
     }
 
     /// Whether all statements of the transaction read by one snapshot.
@@ -498,7 +503,8 @@ impl Session {
         let ctx = context::session_context(&self.engine, &self.settings, &snapshot, deadline)?;
         crate::pg_catalog::register_pg_catalog(&ctx, &snapshot.image);
         sql::session_functions::register(self, &snapshot, &ctx);
-        crate::views::register_views(&ctx, &self.engine.catalog, &snapshot.image)?;
+        sql::snapshot::register(self, &ctx);
+        crate::views::register_views(&ctx, &self.engine.catalog, &snapshot)?;
         Ok(Frame { snapshot, ctx, deadline, zone: self.settings.zone() })
     }
 

@@ -362,7 +362,8 @@ impl Cluster {
     /// A session that reads all that is committed now.
     pub(super) async fn session(&self, pushdown: bool, summaries: bool) -> SessionContext {
         let image = self.engine.catalog.barrier(soon()).await.expect("a barrier");
-        let snapshot = Snapshot { csn: image.snapshot(), image, own: None, view: None };
+        let snapshot =
+            Snapshot { csn: image.snapshot(), image, own: None, view: None, dropped_too: false };
         let choices = Choices { zone: "UTC", pushdown, hedged: true, summaries };
         let session = chosen_context(&self.engine, choices, &snapshot, soon()).expect("a session");
         // Plans are compared as text: they must not depend on the machine.
