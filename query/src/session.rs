@@ -58,8 +58,8 @@ pub struct Snapshot {
     pub own: Option<TxnId>,
     /// The catalog that `csn` is of, when that is an older one: in a transaction of REPEATABLE READ.
     pub view: Option<Arc<Image>>,
-    /// Whether chunks that were dropped since `view` are read as well, as data nodes keep them: in a transaction that
-    /// changes nothing itself.
+    /// Whether tables are read as they were in `view`, with chunks that were dropped since, as data nodes keep them: in a
+    /// transaction that changes nothing itself.
     pub dropped_too: bool,
 }
 
@@ -465,6 +465,19 @@ impl Session {
     pub(crate) async fn fresh_snapshot(&mut self) -> Result<Snapshot, Error> {
         let image = self.engine.catalog.barrier(self.commit_deadline()).await?;
         Ok(self.snapshot_of(image))
+    }
+
+    /// A snapshot to plan with that asks nobody: the catalog as it is known here. What a transaction reads by when that is
+    /// settled.
+    pub(crate) fn near_snapshot(&mut self) -> Snapshot {
+        let image = self.engine.catalog.image();
+        match self.block.settled_view() {
+            Some(_) => self.snapshot_of(image),
+            None => {
+                let csn = image.snapshot();
+                Snapshot { image, csn, own: None, view: None, dropped_too: false }
+            }
+        }
     }
 
     /// What a statement reads by that finds this catalog: the newest, or what the first of its transaction read by.

@@ -39,7 +39,7 @@ pub(crate) struct ImageTable {
 }
 
 impl ImageTable {
-    /// The table as it is in the image.
+    /// The table, whose rows are where the image says.
     pub(crate) fn new(image: Arc<Image>, table: Table) -> Self {
         let schema = table.columns.to_arrow();
         Self { image, table, schema }

@@ -125,6 +125,26 @@ fn a_transaction_that_only_reads_has_the_chunks_of_its_snapshot() {
 }
 
 #[test]
+fn a_transaction_that_only_reads_has_the_tables_of_its_snapshot() {
+    let mut beside = Beside::start();
+    beside.block("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+    assert_eq!(beside.sums(), ["30|2", "30|2"]);
+    beside.other("ALTER TABLE t RENAME COLUMN v TO w");
+    beside.other("ALTER TABLE t DROP COLUMN w");
+    beside.other("ALTER TABLE t ADD COLUMN v bigint DEFAULT 7");
+    let rows = "time|device|v\n1|1|10\n201|2|20\nSELECT 2\n";
+    assert_eq!(beside.block("SELECT * FROM t ORDER BY time"), rows);
+    beside.other("TRUNCATE t");
+    assert_eq!(beside.block("SELECT * FROM t ORDER BY time"), rows);
+    beside.other("DROP TABLE t");
+    beside.other("CREATE TABLE t (x text)");
+    assert_eq!(beside.block("SELECT * FROM t ORDER BY time"), rows);
+    assert!(beside.block("SELECT sum(v), count(*) FROM t WHERE time > 100").contains("\n20|1\n"));
+    beside.block("COMMIT");
+    assert_eq!(beside.block("SELECT * FROM t"), "x\nSELECT 0\n");
+}
+
+#[test]
 fn exported_snapshots_are_read_by_others_while_they_live() {
     let mut beside = Beside::start();
     let refused = beside.block("SELECT pg_export_snapshot()");
