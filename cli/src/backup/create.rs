@@ -2,17 +2,15 @@
 
 use std::{fmt::Write as _, path::PathBuf, sync::Arc, time::Instant};
 
-use anyhow::bail;
 use indicatif::{HumanBytes, HumanCount};
 
 use super::{
     Place,
     draft::Draft,
     manifest::{Manifest, Schema, Table as Listed, hex},
-    read::{self, Files, changed, read},
-    snapshot::{Snapshot, Table, definitions},
+    read::{self, Files, read},
+    snapshot::{Snapshot, Table},
 };
-use crate::load;
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
@@ -46,7 +44,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let bar = super::bar("read");
     let read_rows = read(&snapshot, &tables, &files, (args.clients, &bar)).await?;
     bar.finish_and_clear();
-    check_unchanged(&args.cluster, &tables).await?;
     let total = read::total(&read_rows);
     for (table, rows) in tables.iter().zip(read_rows) {
         manifest.tables.push(Listed {
@@ -99,19 +96,4 @@ fn schema_text(snapshot: &Snapshot, tables: &[Table]) -> (String, usize) {
 /// A name for a comment, which ends with its line.
 fn in_line(name: &str) -> String {
     name.replace(char::is_control, " ")
-}
-
-/// Refuses what was read of tables that are others by now, or have other columns.
-async fn check_unchanged(place: &Place, tables: &[Table]) -> anyhow::Result<()> {
-    let client = load::connect(&place.access().await?.pg).await?;
-    let now = definitions(&client).await?;
-    for table in tables {
-        let same = |other: &&Table| {
-            other.id == table.id && other.before_rows.first() == table.before_rows.first()
-        };
-        if now.iter().find(same).is_none() {
-            bail!("{}", changed(&table.shown()));
-        }
-    }
-    Ok(())
 }

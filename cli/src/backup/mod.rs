@@ -36,10 +36,10 @@ pub(crate) enum Verb {
     /// The directory appears under its name when all of it is on disk. It holds `manifest.json`, `schema.sql`, which makes
     /// the tables again, and the rows as zstd-compressed Arrow streams.
     ///
-    /// The cluster keeps the snapshot while the backup runs: deleted rows and dropped chunks stay readable for it, however
-    /// long it takes. It ends with an error, and is to be run again, when the access node that it talks to goes away, when
-    /// a data node runs out of room and lets go of what is old ("snapshot too old"), or when a table is dropped or its
-    /// columns change meanwhile. Data nodes may come and go.
+    /// The cluster keeps the snapshot while the backup runs: rows, chunks and tables that are deleted, dropped or changed
+    /// meanwhile stay readable for it as they were, however long it takes, and data nodes may come and go. It ends with an
+    /// error, and is to be run again, when the access node that it talks to goes away, or when a data node runs out of room
+    /// and lets go of what is old ("snapshot too old").
     Create(create::Args),
     /// Read every byte of a backup, without a cluster, and compare checksums, counts and hashes.
     Verify(verify::Args),

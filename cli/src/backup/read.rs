@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use arrow::array::RecordBatch;
 use futures::TryStreamExt;
 use indicatif::ProgressBar;
@@ -71,18 +71,13 @@ pub(super) async fn read(
     for (part, columns, written) in read {
         let Some(table) = tables.get_mut(part.table) else { continue };
         if part.number > 0 && table.columns != columns {
-            anyhow::bail!("{}", changed(&part.name));
+            bail!("the parts of table {} have different columns", part.name);
         }
         table.columns = columns;
         table.written.content.merge(written.content);
         table.written.files.extend(written.files);
     }
     Ok(tables)
-}
-
-/// What is said of a table that is not what it was when the snapshot was taken.
-pub(super) fn changed(table: &str) -> String {
-    format!("table {table} was changed or dropped while it was read; run it again")
 }
 
 fn parts(tables: &[Table], files: &[Files]) -> VecDeque<Part> {
