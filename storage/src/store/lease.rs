@@ -52,6 +52,12 @@ impl ChunkStore {
         let now = Instant::now();
         self.inner.leases.hold(snapshot, (now, now + lease.min(LEASE_MAX)));
     }
+
+    /// The oldest snapshot that somebody holds.
+    #[must_use]
+    pub fn held_snapshot(&self) -> Option<Csn> {
+        Some(self.inner.leases.oldest(Instant::now())).filter(|oldest| *oldest < Csn(u64::MAX))
+    }
 }
 
 #[cfg(test)]

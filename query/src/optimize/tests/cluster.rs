@@ -208,7 +208,9 @@ impl Cluster {
         let service = FragmentsServer::new(troubled)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let (server, hang_up) = serve(listener, Routes::new(service));
+        let fragments = Routes::new(service).into_axum_router().reset_fallback();
+        let routes = node.routes().into_axum_router().merge(fragments);
+        let (server, hang_up) = serve(listener, routes.into());
         tokio::time::timeout(PATIENCE, node.ready()).await.expect("soon").expect("ready");
         self.data.insert(name.to_owned(), Data { node, trouble, rpc, server, hang_up });
     }
