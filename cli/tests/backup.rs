@@ -205,6 +205,10 @@ async fn refuses(backup: &Path, (source, target): (&Cluster, &Cluster)) {
     refused(&["backup", "create", "--to", name], source, "is not empty");
     refused(&["backup", "create", "--to", "x", "--table", "nope"], source, "no table \"nope\"");
     assert!(!Path::new("x").exists());
+    let short = backup.join("short.sql");
+    std::fs::write(&short, "SELECT 1;").expect("it can be written");
+    let edited = [&restore[..], &["--schema", short.to_str().expect("it is text")]].concat();
+    refused(&edited, target, "the schema has 1 statements, that of the backup ");
     let manifest = manifest(backup);
     let file = manifest["tables"][0]["files"][0]["path"].as_str().expect("it has files");
     let mut bytes = std::fs::read(backup.join(file)).expect("it is there");

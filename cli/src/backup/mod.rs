@@ -33,7 +33,8 @@ use crate::locate::Target;
 pub(crate) enum Verb {
     /// Write the tables of a running cluster to a new directory, all at one snapshot, while it is written to.
     ///
-    /// The directory appears under its name when all of it is on disk. It holds `manifest.json`, `schema.sql`, which makes
+    /// The directory appears under its name when all of it is on disk; one that was killed leaves a hidden directory beside
+    /// it, `.NAME.partial-...`, which can be removed. It holds `manifest.json`, `schema.sql`, which makes
     /// the tables again, and the rows as zstd-compressed Arrow streams.
     ///
     /// The cluster keeps the snapshot while the backup runs: rows, chunks and tables that are deleted, dropped or changed

@@ -39,6 +39,10 @@ pub(crate) struct Args {
     /// Directory of the backup.
     #[arg(long, value_name = "DIR")]
     from: PathBuf,
+    /// Make the tables by this file: a copy of the backup's schema.sql with as many statements, of which some were edited,
+    /// for example to have fewer replicas. Names and columns must stay.
+    #[arg(long, value_name = "FILE")]
+    schema: Option<PathBuf>,
     /// Connections that load and read back.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     clients: u16,
@@ -50,8 +54,9 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let manifest = verify(&args.from).await?;
+    let (before, after) = schema(&args, &manifest)?;
     check_absent(&args.cluster, &manifest).await?;
-    if let Err(error) = fill(&args, &manifest).await {
+    if let Err(error) = fill(&args, &manifest, (&before, &after)).await {
         let names = manifest.tables.iter().map(|table| qualified(&table.schema, &table.name));
         let names = names.collect::<Vec<_>>().join(", ");
         return Err(error.context(format!(
@@ -83,14 +88,29 @@ async fn check_absent(place: &Place, manifest: &Manifest) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// The statements that make the tables: before there are rows, and after.
+fn schema(args: &Args, manifest: &Manifest) -> anyhow::Result<(Vec<String>, Vec<String>)> {
+    let saved = args.from.join(SCHEMA_FILE);
+    let read = |path: &Path| {
+        let text = std::fs::read_to_string(path);
+        let text = text.with_context(|| format!("read {}", path.display()))?;
+        anyhow::Ok(statements(&text).map(str::to_owned).collect::<Vec<_>>())
+    };
+    let (expected, mut before) =
+        (read(&saved)?.len(), read(args.schema.as_ref().unwrap_or(&saved))?);
+    if before.len() != expected {
+        bail!("the schema has {} statements, that of the backup {expected}", before.len());
+    }
+    let after = before.split_off(manifest.schema.statements_before_rows.min(expected));
+    Ok((before, after))
+}
+
 /// Makes the tables, loads and compares their rows, and does what comes after.
-async fn fill(args: &Args, manifest: &Manifest) -> anyhow::Result<()> {
-    let path = args.from.join(SCHEMA_FILE);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {SCHEMA_FILE}"))?;
-    let all: Vec<&str> = statements(&text).collect();
-    let (before, after) = all
-        .split_at_checked(manifest.schema.statements_before_rows)
-        .with_context(|| format!("{SCHEMA_FILE} has {} statements", all.len()))?;
+async fn fill(
+    args: &Args,
+    manifest: &Manifest,
+    (before, after): (&[String], &[String]),
+) -> anyhow::Result<()> {
     let mut client = Client::connect(&args.cluster.access().await?.flight).await?;
     execute(&mut client, before).await?;
     let bar = super::bar("loaded");
@@ -100,9 +120,9 @@ async fn fill(args: &Args, manifest: &Manifest) -> anyhow::Result<()> {
     execute(&mut client, after).await
 }
 
-async fn execute(client: &mut Client, statements: &[&str]) -> anyhow::Result<()> {
+async fn execute(client: &mut Client, statements: &[String]) -> anyhow::Result<()> {
     for statement in statements {
-        client.run(statement).await.with_context(|| (*statement).to_owned())?;
+        client.run(statement).await.with_context(|| statement.clone())?;
     }
     Ok(())
 }
