@@ -2,14 +2,16 @@
 //!
 //! - Servers: [`access`], [`data`] and [`dev`] compose what [`serve`] binds and runs.
 //! - Local clusters of real processes: [`cluster`], over [`process`] and [`endpoints`].
-//! - Clients: [`sql`], [`load`], [`mod@bench`], and what operators do: [`node`], [`chunk`], [`rebalance`].
+//! - Clients: [`sql`], [`load`], [`backup`], [`mod@bench`], and what operators do: [`node`], [`chunk`], [`rebalance`].
 //! - [`config`] layers flags over the environment over a file; [`mod@format`] prints every listing.
 //!
-//! It decides nothing about data: no byte of a row is interpreted here, save by the load generator.
+//! It decides nothing about data: no byte of a row is interpreted here, save by the load
+//! generator and by the hash of a backup.
 
 #![expect(clippy::print_stdout, reason = "standard output is what the command line answers on")]
 
 mod access;
+mod backup;
 mod bench;
 mod chunk;
 mod cluster;
@@ -75,6 +77,9 @@ enum Verb {
     Sql(sql::Args),
     /// Load a CSV file into a table through COPY.
     Load(load::Args),
+    /// Save the tables of a cluster to files at one snapshot, verify them, and restore them.
+    #[command(subcommand)]
+    Backup(backup::Verb),
     /// Generate load and measure.
     #[command(subcommand)]
     Bench(bench::Verb),
@@ -103,6 +108,7 @@ impl Verb {
             Self::Rebalance(verb) => rebalance::run(verb).await,
             Self::Sql(args) => sql::run(args).await,
             Self::Load(args) => load::run(args).await,
+            Self::Backup(verb) => backup::run(verb).await,
             Self::Bench(verb) => bench::run(verb).await,
         }
     }

@@ -26,7 +26,8 @@ const OWN_DEPENDENCIES: [(&str, &[&str]); 6] = [
 const DOORS: [(&str, &[&str]); 11] = [
     ("openraft", &["meta"]),
     ("redb", &["meta", "storage"]),
-    ("zstd", &["storage"]),
+    // What chunk stores keep, and the files of a backup.
+    ("zstd", &["storage", "cli"]),
     ("datafusion", &["query"]),
     ("datafusion-proto", &["query"]),
     ("pgwire", &["query"]),

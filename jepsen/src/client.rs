@@ -364,7 +364,7 @@ fn insert_text(rows: &[Row]) -> String {
 }
 
 /// What a read of rows came to. The cells of a row are snapshot, time, series, number, value and note.
-fn rows_answer(source: &Source, rows: &[Vec<Option<String>>]) -> Answer {
+pub(crate) fn rows_answer(source: &Source, rows: &[Vec<Option<String>>]) -> Answer {
     let first = rows.first().and_then(|row| row.first()).cloned().flatten();
     let (mut uids, mut odd) = (Vec::with_capacity(rows.len()), Vec::new());
     for row in rows {

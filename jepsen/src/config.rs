@@ -40,6 +40,9 @@ pub(crate) struct Config {
     /// Whether nodes are on loopback addresses though they could have namespaces.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) loopback: bool,
+    /// Whether backups are made all the time, and restored in the end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) backup: bool,
     /// How much faster than usual faults follow on each other.
     #[serde(default = "one")]
     pub(crate) rate: f64,

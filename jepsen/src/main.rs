@@ -6,12 +6,14 @@
 //!   words in which it is recorded.
 //! - [`cluster`] starts and ends the processes, each in a network namespace of its own where that is possible.
 //! - [`nemesis`] hurts them by a schedule that follows from the seed, and proves that it did.
+//! - [`backup`] saves the cluster while it is hurt, and restores it elsewhere.
 //! - [`checker`] has the properties, each a pure function of what was recorded; [`results`] and [`timeline`] tell them.
 //! - [`run`] puts a run together, [`suite`] many; [`shrink`] looks for fewer faults that do the same.
 //! - [`planted`] runs servers with known bugs, which must be found.
 
 #![expect(clippy::print_stdout, reason = "standard output is what the command line answers on")]
 
+mod backup;
 mod checker;
 mod client;
 mod closing;
@@ -139,6 +141,9 @@ struct SharedArgs {
     /// Have nodes on loopback addresses, with the link proxy between them, though namespaces could be made.
     #[arg(long)]
     loopback: bool,
+    /// Make backups all the time, and in the end restore some of them and compare them with the history.
+    #[arg(long)]
+    backup: bool,
     /// How much faster than usual faults follow on each other.
     #[arg(long, default_value_t = 1.0)]
     rate: f64,
@@ -182,6 +187,7 @@ impl SharedArgs {
             times: found.times,
             planted: self.planted.clone(),
             loopback: self.loopback,
+            backup: self.backup,
             rate: self.rate,
         })
     }

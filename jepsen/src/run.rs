@@ -13,6 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
+    backup::Saving,
     checker::evidence::{Closing, Evidence},
     client, closing,
     cluster::{Cluster, Role, Wish, leftover},
@@ -106,6 +107,7 @@ impl Run {
         let sampling =
             tokio::spawn(metrics::sample(Arc::clone(cluster), clock, dir.join("metrics.csv")));
         let mut clients = load.start(&workload, self.config.clients);
+        let saving = self.config.backup.then(|| Saving::start(Arc::clone(cluster), dir, clock));
         let started: Vec<String> = cluster
             .nodes
             .iter()
@@ -120,9 +122,13 @@ impl Run {
         let healed_us = micros();
         tokio::time::sleep(Duration::from_secs(RECOVERY_SECONDS)).await;
         load.stop();
+        saving.iter().for_each(Saving::stop);
         wait_all(&mut clients).await?;
         let mut closing = Closing { healed_us, stopped_us: micros(), ..Closing::default() };
         closing::observe(cluster, &load, (&self.config, &workload), &mut closing, clock).await;
+        if let Some(saving) = saving {
+            closing.backups = saving.end(&self.config).await.context("restore the backups")?;
+        }
         sampling.abort();
         closing::end_nodes(cluster, &mut closing).await?;
         closing::read_logs(cluster, &mut closing);

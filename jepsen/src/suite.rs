@@ -6,8 +6,10 @@ use anyhow::Context;
 
 use crate::{SharedArgs, results::Results, run::Run, tidy_up};
 
+/// The scenario in which backups are made.
+const BACKUP: &str = "backup";
 /// Workloads and faults of the scenarios.
-const SCENARIOS: [(&str, &str, &str); 17] = [
+const SCENARIOS: [(&str, &str, &str); 18] = [
     ("none", "mixed", "none"),
     ("kill", "mixed", "kill,kill-all,terminate,roll,power,power-all"),
     ("pause", "retry", "pause,freeze,throttle,memory,crowd"),
@@ -24,6 +26,7 @@ const SCENARIOS: [(&str, &str, &str); 17] = [
     ("bank", "bank", "kill,pause,network"),
     ("counter", "counter", "kill,pause,network"),
     ("registers", "registers", "kill,pause,network"),
+    (BACKUP, "mixed", "kill,pause,network"),
     ("everything", "mixed", "everything"),
 ];
 
@@ -74,7 +77,8 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<bool> {
         }
         for seed in args.seed.clone() {
             let names: Vec<String> = faults.split(',').map(str::to_owned).collect();
-            let config = args.shared.config(workload, &names, (seed, args.seconds))?;
+            let mut config = args.shared.config(workload, &names, (seed, args.seconds))?;
+            config.backup |= scenario == BACKUP;
             let dir = args.dir.join(format!("{scenario}-{seed}"));
             eprintln!(
                 "scenario {scenario}: {workload} under {faults}, seed {seed}, in {}",

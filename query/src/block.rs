@@ -153,14 +153,25 @@ impl Block {
         }
     }
 
-    /// What its statements read by: what the first that asks finds.
+    /// What its statements read by: what the first that asks finds. It is a value of its own, so that it goes with the
+    /// last transaction that reads by it ([`crate::sql::snapshot`]).
     pub(crate) fn view(&mut self, newest: &Arc<Image>) -> Arc<Image> {
-        Arc::clone(self.view.get_or_insert_with(|| Arc::clone(newest)))
+        Arc::clone(self.view.get_or_insert_with(|| Arc::new(Image::clone(newest))))
     }
 
-    /// Whether what its statements read by is settled.
-    pub(crate) fn has_view(&self) -> bool {
-        self.view.is_some()
+    /// Lets its statements read by what another transaction reads by.
+    pub(crate) fn set_view(&mut self, view: Arc<Image>) {
+        self.view = Some(view);
+    }
+
+    /// What its statements read by, when that is settled.
+    pub(crate) fn settled_view(&self) -> Option<&Arc<Image>> {
+        self.view.as_ref()
+    }
+
+    /// Whether it changed tables.
+    pub(crate) fn has_ddl(&self) -> bool {
+        self.ddl
     }
 
     pub(crate) fn writer(&self) -> Option<&Writer> {

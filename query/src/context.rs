@@ -138,7 +138,7 @@ pub(crate) fn chosen_context(
     let mut state = engine.template.clone();
     state.config_mut().set_extension(Arc::new(statement));
     set_zone(&mut state, zone)?;
-    let tables = ImageCatalog::new(Arc::clone(&snapshot.image));
+    let tables = ImageCatalog::new(snapshot);
     state.register_catalog_list(Arc::new(ImageCatalogs::new(Arc::new(tables))));
     Ok(SessionContext::new_with_state(state))
 }

@@ -13,6 +13,7 @@ use hypertide_proto::client::Channels;
 use crate::{
     Error, context,
     exec::{Pace, Suspects},
+    sql::snapshot::Exports,
     turns::Turns,
 };
 
@@ -50,6 +51,8 @@ pub struct Engine {
     pub(crate) pace: Pace,
     /// Who changes the rows of a table next.
     pub(crate) turns: Turns,
+    /// Snapshots that several sessions read by.
+    pub(crate) exports: Exports,
 }
 
 impl Engine {
@@ -63,6 +66,17 @@ impl Engine {
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc()?;
         let template = context::template(Arc::clone(&runtime))?;
         let (suspects, pace, turns) = (Suspects::default(), Pace::default(), Turns::default());
-        Ok(Arc::new(Self { catalog, channels, runtime, config, template, suspects, pace, turns }))
+        let exports = Exports::default();
+        Ok(Arc::new(Self {
+            catalog,
+            channels,
+            runtime,
+            config,
+            template,
+            suspects,
+            pace,
+            turns,
+            exports,
+        }))
     }
 }

@@ -59,6 +59,9 @@ pub struct Snapshot {
     pub own: Option<TxnId>,
     /// The catalog that `csn` is of, when that is an older one: in a transaction of REPEATABLE READ.
     pub view: Option<Arc<Image>>,
+    /// Whether tables are read as they were in `view`, with chunks that were dropped since, as data nodes keep them: in a
+    /// transaction that changes nothing itself.
+    pub dropped_too: bool,
 }
 
 impl Snapshot {
@@ -472,12 +475,27 @@ impl Session {
         Ok(self.snapshot_of(image))
     }
 
+    /// A snapshot to plan with that asks nobody: the catalog as it is known here. What a transaction reads by when that is
+    /// settled.
+    pub(crate) fn near_snapshot(&mut self) -> Snapshot {
+        let image = self.engine.catalog.image();
+        match self.block.settled_view() {
+            Some(_) => self.snapshot_of(image),
+            None => {
+                let csn = image.snapshot();
+                Snapshot { image, csn, own: None, view: None, dropped_too: false }
+            }
+        }
+    }
+
     /// What a statement reads by that finds this catalog: the newest, or what the first of its transaction read by.
     fn snapshot_of(&mut self, image: Arc<Image>) -> Snapshot {
         let own = self.block.writer().map(Writer::txn);
         let view = self.repeats_reads().then(|| self.block.view(&image));
         let csn = view.as_ref().unwrap_or(&image).snapshot();
-        Snapshot { image, csn, own, view }
+        let read_only = self.settings.on("transaction_read_only") && !self.block.has_ddl();
+        let dropped_too = view.is_some() && read_only;
+        Snapshot { image, csn, own, view, dropped_too }
     }
 
     /// Whether all statements of the transaction read by one snapshot.
@@ -506,7 +524,8 @@ impl Session {
         let ctx = context::session_context(&self.engine, &self.settings, &snapshot, deadline)?;
         crate::pg_catalog::register_pg_catalog(&ctx, &snapshot.image);
         sql::session_functions::register(self, &snapshot, &ctx);
-        crate::views::register_views(&ctx, &self.engine.catalog, &snapshot.image)?;
+        sql::snapshot::register(self, &ctx);
+        crate::views::register_views(&ctx, &self.engine.catalog, &snapshot)?;
         Ok(Frame { snapshot, ctx, deadline, zone: self.settings.zone() })
     }
 

@@ -163,6 +163,16 @@ impl Storage for Service {
         Ok(Response::new(messages::DropChunksReply {}))
     }
 
+    async fn hold_snapshot(
+        &self,
+        request: Request<messages::HoldSnapshotRequest>,
+    ) -> Result<Response<messages::HoldSnapshotReply>, Status> {
+        let messages::HoldSnapshotRequest { cluster, csn, lease_ms } = request.into_inner();
+        self.member(&cluster)?;
+        self.node.store().hold_snapshot(Csn(csn), Duration::from_millis(lease_ms.into()));
+        Ok(Response::new(messages::HoldSnapshotReply {}))
+    }
+
     async fn chunks(
         &self,
         request: Request<messages::ChunksRequest>,

@@ -52,6 +52,7 @@ pub(crate) mod handle;
 pub(crate) mod held;
 pub(crate) mod history;
 pub(crate) mod identity;
+mod lease;
 pub(crate) mod memory;
 pub(crate) mod order;
 pub(crate) mod poison;
@@ -172,6 +173,8 @@ pub(crate) struct Inner {
     pub(crate) writing: Mutex<()>,
     pub(crate) rewriting: compact::Rewriting,
     opened: Instant,
+    /// Snapshots whose versions are kept however old they are.
+    pub(crate) leases: lease::Leases,
     stop: Stop,
     pub(crate) counters: Arc<Counters>,
     /// The journal was lost: rows are missing, and nobody may read the rest as if it were whole.

@@ -13,11 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use arrow::{
-    array::{RecordBatch, UInt32Array},
-    compute::take_record_batch,
-    ipc::reader::StreamReader,
-};
+use arrow::{array::RecordBatch, ipc::reader::StreamReader};
 use arrow_flight::error::FlightError;
 use clap::ValueEnum;
 use indicatif::ProgressBar;
@@ -35,7 +31,7 @@ use super::{
 };
 use crate::{
     load::{self, Loaded, Sending, Source},
-    sql::{Client, flight_address},
+    sql::{Client, flight_address, unshared},
 };
 
 /// Rows of one record batch on the wire.
@@ -206,10 +202,7 @@ fn source(args: &Args) -> anyhow::Result<NextRows> {
         if count < batch.num_rows() {
             left = Some(batch.slice(count, batch.num_rows() - count));
         }
-        // A copy: all columns of a file's batch are one buffer, which the encoder would count once a column.
-        let positions =
-            UInt32Array::from_iter_values((0..count).filter_map(|at| at.try_into().ok()));
-        Some(take_record_batch(&batch, &positions).map_err(FlightError::from))
+        Some(unshared(&batch.slice(0, count)).map_err(FlightError::from))
     }))
 }
 
@@ -248,7 +241,7 @@ async fn send(
         let batches = statements.lock().await.recv().await;
         let Some(batches) = batches else { return Ok(rows) };
         let batches = tokio_stream::wrappers::ReceiverStream::new(batches?);
-        let acknowledged = client.ingest(&table, batches).await?;
+        let acknowledged = client.ingest((None, &table), batches).await?;
         rows += u64::try_from(acknowledged).context("the server gave no row count")?;
     }
 }

@@ -6,18 +6,24 @@ use std::{
 };
 
 use anyhow::Context;
-use arrow::{array::RecordBatch, datatypes::SchemaRef, error::ArrowError};
+use arrow::{
+    array::{RecordBatch, UInt32Array},
+    compute::take_record_batch,
+    datatypes::SchemaRef,
+    error::ArrowError,
+};
 use arrow_flight::{
     FlightInfo,
     error::FlightError,
+    flight_service_client::FlightServiceClient,
     sql::{
         CommandGetTables, CommandStatementIngest, TableDefinitionOptions, TableExistsOption,
         TableNotExistOption,
         client::{FlightSqlServiceClient, PreparedStatement},
     },
 };
-use futures::{Stream, TryStreamExt};
-use hypertide_proto::client::Channels;
+use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
+use hypertide_proto::client::{Channels, MESSAGE_BYTES_MAX};
 use tonic::transport::Channel;
 
 /// What a statement gave.
@@ -38,10 +44,23 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Lets all that follows read by a snapshot that a transaction of this access node exported.
+    pub(crate) fn set_snapshot(&mut self, name: &str) {
+        self.flight.set_header("x-snapshot", name);
+    }
+
+    /// Names the next write: when it is sent again under that name, it is done once.
+    pub(crate) fn set_write_id(&mut self, id: uuid::Uuid) {
+        self.flight.set_header("x-write-id", id.to_string());
+    }
+
     /// Connects to `host:port`.
     pub(crate) async fn connect(address: &str) -> anyhow::Result<Self> {
         let channel = Channels::default().get(address)?;
-        let mut flight = FlightSqlServiceClient::new(channel);
+        let flight = FlightServiceClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let mut flight = FlightSqlServiceClient::new_from_inner(flight);
         // The first message tells whether anyone is there.
         let shaken = flight.handshake("hypertide", "").await;
         shaken.map_err(in_words).with_context(|| format!("connect to {address}"))?;
@@ -86,6 +105,20 @@ impl Client {
         Ok(batches)
     }
 
+    /// Runs a query and gives its rows as they come.
+    pub(crate) async fn query(
+        &mut self,
+        sql: &str,
+    ) -> anyhow::Result<(SchemaRef, BoxStream<'static, anyhow::Result<RecordBatch>>)> {
+        let info = self.flight.execute(sql.to_owned(), None).await.map_err(in_words)?;
+        let schema = Arc::new(
+            info.clone().try_decode_schema().map_err(FlightError::from).map_err(in_words)?,
+        );
+        let ticket = info.endpoint.into_iter().next().and_then(|endpoint| endpoint.ticket);
+        let rows = self.flight.do_get(ticket.context("a query has no rows")?).await;
+        Ok((schema, rows.map_err(in_words)?.map_err(in_words).boxed()))
+    }
+
     /// The tables of the database.
     pub(crate) async fn tables(&mut self) -> anyhow::Result<Outcome> {
         let start = Instant::now();
@@ -95,8 +128,13 @@ impl Client {
         Ok(Outcome { rows, changed: 0, elapsed: start.elapsed() })
     }
 
-    /// Appends the batches to a table that exists; gives the number of rows. All of them or none are there after.
-    pub(crate) async fn ingest<S>(&mut self, table: &str, batches: S) -> anyhow::Result<i64>
+    /// Appends the batches to a table that exists, of `public` when no schema is named; gives the number of rows. All of
+    /// them or none are there after.
+    pub(crate) async fn ingest<S>(
+        &mut self,
+        (schema, table): (Option<&str>, &str),
+        batches: S,
+    ) -> anyhow::Result<i64>
     where
         S: Stream<Item = Result<RecordBatch, FlightError>> + Send + 'static,
     {
@@ -106,7 +144,7 @@ impl Client {
                 if_exists: TableExistsOption::Append.into(),
             }),
             table: table.to_owned(),
-            schema: None,
+            schema: schema.map(str::to_owned),
             catalog: None,
             temporary: false,
             transaction_id: None,
@@ -114,6 +152,22 @@ impl Client {
         };
         self.flight.execute_ingest(command, batches).await.map_err(in_words)
     }
+}
+
+/// Whether what failed may well work a moment later: a node is gone, nobody leads, all are busy. The message of a
+/// statement that a server refused ends with its SQLSTATE.
+pub(crate) fn may_pass(error: &anyhow::Error) -> bool {
+    let message = format!("{error:#}");
+    let state = message.rsplit_once("(SQLSTATE ").and_then(|(_, state)| state.get(..2));
+    let lasting = ["0A", "21", "22", "23", "25", "28", "3D", "3F", "42", "54", "72"];
+    state.is_none_or(|class| !lasting.contains(&class))
+}
+
+/// A copy of a batch. All columns of one that was read are one buffer, which an encoder would count once a column.
+pub(crate) fn unshared(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let rows =
+        u32::try_from(batch.num_rows()).map_err(|_| ArrowError::DictionaryKeyOverflowError)?;
+    take_record_batch(batch, &UInt32Array::from_iter_values(0..rows))
 }
 
 /// What the server said, without the layers it came through.

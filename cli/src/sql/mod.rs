@@ -9,7 +9,10 @@ use std::io::{IsTerminal, Read};
 
 use anyhow::Context;
 
-pub(crate) use self::client::{Client, Outcome};
+pub(crate) use self::{
+    client::{Client, Outcome, may_pass, unshared},
+    split::statements,
+};
 use crate::{format::Format, locate::Target};
 
 /// Options of the verb.

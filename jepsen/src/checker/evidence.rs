@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::restore::Backups;
 use crate::{config::Config, history::Op, nemesis::plan::Record};
 
 /// A chunk as one access node's catalog has it.
@@ -70,6 +71,9 @@ pub(crate) struct Closing {
     pub(crate) unstoppable: Vec<String>,
     /// What could not be looked at.
     pub(crate) missing: Vec<String>,
+    /// Backups that were made during the run, and what of them was restored.
+    #[serde(default)]
+    pub(crate) backups: Backups,
     /// Why there were no network namespaces, when there were none.
     #[serde(default)]
     pub(crate) loopback: String,

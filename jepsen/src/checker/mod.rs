@@ -1,6 +1,6 @@
 //! Properties that a history must have: each a pure function of the evidence, in a file of its own.
 //!
-//! The names are those of the specification of the proof. Not here: C19 needs a backup; what C7 can see from outside is the
+//! The names are those of the specification of the proof. Not here: what C7 can see from outside is the
 //! catalog of every access node.
 
 mod acked;
@@ -24,6 +24,7 @@ mod plant;
 mod realtime;
 mod registers;
 mod replicas;
+pub(crate) mod restore;
 mod retention;
 mod snapshot;
 mod structure;
@@ -109,6 +110,7 @@ pub(crate) fn check(evidence: &Evidence) -> Vec<Verdict> {
         clean::check(evidence),
         retention::check(&facts),
         corruption::check(evidence),
+        restore::check(&facts),
         coverage::check(evidence),
     ]
 }

@@ -33,6 +33,7 @@ impl Default for Plant {
             times: Times::Spread,
             planted: None,
             loopback: false,
+            backup: false,
             rate: 1.0,
         };
         let closing = Closing { restored_us: Some(0), ..Closing::default() };

@@ -34,6 +34,14 @@ impl Sql {
         Ok(Self { client: client.with_context(|| format!("connect to {}", node.name))? })
     }
 
+    /// Connects to any PostgreSQL endpoint, `host:port`.
+    pub(crate) async fn at(address: &str) -> anyhow::Result<Self> {
+        let (host, port) = address.rsplit_once(':').context("an address has a port")?;
+        let port = port.parse().context("a port is a number")?;
+        let client = connect_to(host, port, CONNECT_LIMIT).await;
+        Ok(Self { client: client.with_context(|| format!("connect to {address}"))? })
+    }
+
     /// Runs statements and gives the rows of all.
     pub(crate) async fn run(&self, sql: &str) -> anyhow::Result<Vec<SimpleQueryRow>> {
         self.run_within(sql, ASK_LIMIT).await
@@ -61,8 +69,16 @@ pub(crate) async fn connect(
     node: &Node,
     limit: Duration,
 ) -> Result<tokio_postgres::Client, anyhow::Error> {
+    connect_to(&node.ip.to_string(), PG, limit).await
+}
+
+async fn connect_to(
+    host: &str,
+    port: u16,
+    limit: Duration,
+) -> Result<tokio_postgres::Client, anyhow::Error> {
     let mut settings = tokio_postgres::Config::new();
-    settings.host(node.ip.to_string()).port(PG).user("hypertide").dbname("hypertide");
+    settings.host(host).port(port).user("hypertide").dbname("hypertide");
     let connected = tokio::time::timeout(limit, settings.connect(NoTls)).await;
     let (client, connection) = connected.context("no answer")??;
     tokio::spawn(async move {

@@ -194,7 +194,8 @@ impl Catalog {
 }
 
 /// Replicas that a commit asks for, unless the table says otherwise.
-pub(crate) fn default_min_in_sync(factor: u16) -> u16 {
+#[must_use]
+pub fn default_min_in_sync(factor: u16) -> u16 {
     if factor >= FACTOR_OF_TWO_IN_SYNC { 2 } else { 1 }
 }
 

@@ -46,7 +46,7 @@ pub use command::{Command, CommitPart, CommitRecord, HypertableSpec, Outcome, Re
 pub use compression::{Asked, Compressed, Compression, OrderBy};
 pub use data::{DataNode, Health, NodeState};
 pub use dimension::{Dimension, Rule};
-pub use hypertable::{DEFAULT_CHUNK_SCHEMA, Hypertable};
+pub use hypertable::{DEFAULT_CHUNK_SCHEMA, Hypertable, default_min_in_sync};
 pub use job::{Job, Policy, Schedule, Span};
 pub use order::{Order, Rebalancing};
 pub use row::{Changes, RowError, RowKey};

@@ -13,6 +13,7 @@ use datafusion::{
 use hypertide_meta::{Image, catalog::DEFAULT_SCHEMA};
 
 use super::ImageTable;
+use crate::Snapshot;
 
 /// Name of the only catalog; a client's database is it.
 pub(crate) const CATALOG: &str = "hypertide";
@@ -51,14 +52,20 @@ impl CatalogProviderList for ImageCatalogs {
 /// The schemas of an image, with those registered beside them, such as of views; the latter win.
 #[derive(Debug)]
 pub(crate) struct ImageCatalog {
+    /// What the tables are.
     image: Arc<Image>,
+    /// Where their rows are.
+    newest: Arc<Image>,
     registered: RwLock<BTreeMap<String, Arc<dyn SchemaProvider>>>,
 }
 
 impl ImageCatalog {
-    /// The catalog of an image.
-    pub(crate) fn new(image: Arc<Image>) -> Self {
-        Self { image, registered: RwLock::default() }
+    /// The catalog of a snapshot. One that reads what was dropped has the tables as they were, too.
+    pub(crate) fn new(snapshot: &Snapshot) -> Self {
+        let newest = Arc::clone(&snapshot.image);
+        let then = snapshot.view.as_ref().filter(|_| snapshot.dropped_too);
+        let image = Arc::clone(then.unwrap_or(&newest));
+        Self { image, newest, registered: RwLock::default() }
     }
 }
 
@@ -80,8 +87,8 @@ impl CatalogProvider for ImageCatalog {
             return Some(Arc::clone(schema));
         }
         // A schema without tables is not told from one that does not exist: both have no table of any name.
-        let schema = ImageSchema { image: Arc::clone(&self.image), name: name.to_owned() };
-        Some(Arc::new(schema))
+        let (image, newest) = (Arc::clone(&self.image), Arc::clone(&self.newest));
+        Some(Arc::new(ImageSchema { image, newest, name: name.to_owned() }))
     }
 
     fn register_schema(
@@ -98,6 +105,7 @@ impl CatalogProvider for ImageCatalog {
 #[derive(Debug)]
 struct ImageSchema {
     image: Arc<Image>,
+    newest: Arc<Image>,
     name: String,
 }
 
@@ -111,7 +119,7 @@ impl SchemaProvider for ImageSchema {
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let table = self.image.catalog.table_named(&self.name, name);
         Ok(table.map(|table| {
-            let provider = ImageTable::new(Arc::clone(&self.image), table.clone());
+            let provider = ImageTable::new(Arc::clone(&self.newest), table.clone());
             Arc::new(provider) as Arc<dyn TableProvider>
         }))
     }

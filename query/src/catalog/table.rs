@@ -13,13 +13,17 @@ use datafusion::{
     logical_expr::{Expr, TableProviderFilterPushDown, TableType},
     physical_plan::ExecutionPlan,
 };
-use hypertide_meta::{Image, catalog::Table};
+use hypertide_meta::{
+    Image,
+    catalog::{Chunk, Table},
+};
 use hypertide_proto::{
     error::{Code, RpcError},
     ids::NodeId,
 };
 
 use crate::{
+    Snapshot,
     context::Statement,
     exec::{ChunkScanExec, ScanLeaf, ScanPlan},
     prune,
@@ -35,7 +39,7 @@ pub(crate) struct ImageTable {
 }
 
 impl ImageTable {
-    /// The table as it is in the image.
+    /// The table, whose rows are where the image says.
     pub(crate) fn new(image: Arc<Image>, table: Table) -> Self {
         let schema = table.columns.to_arrow();
         Self { image, table, schema }
@@ -53,13 +57,16 @@ impl ImageTable {
         })
     }
 
-    /// Refuses to read without chunks that an older snapshot had: their rows would be missing.
-    fn check_chunks_left(&self, view: &Image) -> Result<()> {
-        let mut before = view.catalog.chunks_of(self.table.id);
-        match before.find(|chunk| self.image.catalog.chunk(chunk.id).is_none()) {
-            None => Ok(()),
-            Some(gone) => {
-                let (table, chunk) = (&self.table.name, gone.id);
+    /// Chunks that the snapshot had and that were dropped since. Without them rows would be missing: who may not read
+    /// them is refused.
+    fn dropped<'a>(&self, snapshot: &'a Snapshot) -> Result<Vec<&'a Chunk>> {
+        let before = snapshot.view.iter().flat_map(|view| view.catalog.chunks_of(self.table.id));
+        let gone = before.filter(|chunk| self.image.catalog.chunk(chunk.id).is_none());
+        let gone: Vec<&Chunk> = gone.collect();
+        match gone.first().filter(|_| !snapshot.dropped_too) {
+            None => Ok(gone),
+            Some(first) => {
+                let (table, chunk) = (&self.table.name, first.id);
                 let what = format_args!(
                     "snapshot too old: chunk {chunk} of table \"{table}\" was dropped meanwhile"
                 );
@@ -101,12 +108,10 @@ impl TableProvider for ImageTable {
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let statement = Statement::of(session.config())?;
-        if let Some(view) = &statement.snapshot.view {
-            self.check_chunks_left(view)?;
-        }
-        let all = self.image.catalog.chunks_of(self.table.id);
-        let kept = prune::prune(&self.table, filters, all);
-        let excluded = self.image.catalog.chunks_of(self.table.id).count() - kept.len();
+        let dropped = self.dropped(&statement.snapshot)?;
+        let all = || self.image.catalog.chunks_of(self.table.id).chain(dropped.iter().copied());
+        let kept = prune::prune(&self.table, filters, all());
+        let excluded = all().count() - kept.len();
         let leaf = ScanLeaf {
             predicate: prune::predicate(&self.table, filters),
             ..ScanLeaf::of(&self.table, projection.map(Vec::as_slice))

@@ -49,8 +49,7 @@ pub(crate) async fn describe(
         _ => return Ok((Vec::new(), None)),
     }
     // The catalog as it is known here is mostly good enough to plan with; if a name is not in it, it may be new.
-    let image = session.engine.catalog.image();
-    let near = crate::Snapshot { csn: image.snapshot(), image, own: None, view: None };
+    let near = session.near_snapshot();
     let frame = session.frame_of(near)?;
     let hints = &with_casts(ast, hints);
     match plan(&frame, ast, hints).await {

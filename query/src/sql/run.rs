@@ -179,6 +179,7 @@ async fn execute_named(
 fn run_set(session: &mut Session, set: &Set) -> Result<Reply, Error> {
     match set {
         Set::Nothing => {}
+        Set::Snapshot(name) => super::snapshot::import(session, name)?,
         Set::Values(values, scope) => {
             for (name, value) in values {
                 check_isolation(session, name, value)?;
@@ -200,7 +201,10 @@ fn run_set(session: &mut Session, set: &Set) -> Result<Reply, Error> {
 /// What a transaction reads by is settled by its first statement that reads.
 fn check_isolation(session: &Session, name: &str, value: &str) -> Result<(), Error> {
     let kept = session.settings.get(name).is_some_and(|old| old.eq_ignore_ascii_case(value));
-    if session.block.has_view() && name.eq_ignore_ascii_case("transaction_isolation") && !kept {
+    if session.block.settled_view().is_some()
+        && name.eq_ignore_ascii_case("transaction_isolation")
+        && !kept
+    {
         let message = "SET TRANSACTION ISOLATION LEVEL must be called before any query";
         return Err(Error::of("25001", message));
     }

@@ -25,6 +25,7 @@ pub(crate) fn register(session: &Session, snapshot: &Snapshot, ctx: &SessionCont
     let text = |text: &str| ScalarValue::Utf8(Some(text.to_owned()));
     let version = format!("PostgreSQL {SERVER_VERSION} on {}", std::env::consts::ARCH);
     let index = |index: u64| ScalarValue::Int64(i64::try_from(index).ok());
+    let cluster = session.engine.catalog.cluster().map_or(String::new(), |id| id.to_string());
     let pid = ScalarValue::Int32(i32::try_from(session.number).ok());
     for (name, aliases, value) in [
         ("version", &[][..], text(&version)),
@@ -35,6 +36,7 @@ pub(crate) fn register(session: &Session, snapshot: &Snapshot, ctx: &SessionCont
         ("pg_is_in_recovery", &[], ScalarValue::Boolean(Some(false))),
         ("inet_server_port", &[], ScalarValue::Int32(None)),
         ("inet_server_addr", &[], ScalarValue::Utf8(None)),
+        ("hypertide_cluster", &[], text(&cluster)),
         // Entries of the log: up to which the statement reads, and where the session's last commit lies.
         ("hypertide_snapshot", &[], index(snapshot.index())),
         ("hypertide_last_commit", &[], index(session.last_index)),

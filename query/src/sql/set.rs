@@ -12,6 +12,8 @@ pub(crate) enum Set {
     Value(String, Option<String>, Scope),
     /// Several at once, such as the modes of a transaction.
     Values(Vec<(&'static str, String)>, Scope),
+    /// The snapshot that a transaction reads by, by the name that another gave it.
+    Snapshot(String),
     /// Something that is accepted and changes nothing.
     Nothing,
 }
@@ -31,6 +33,9 @@ pub(crate) fn parse_set(parser: &mut Parser<'_>, sql: &str) -> Result<Statement,
     }
     let scope = if !session && word(parser, "local") { Scope::Local } else { Scope::Session };
     if word(parser, "transaction") {
+        if word(parser, "snapshot") {
+            return Ok(Statement::Set(Set::Snapshot(text_token(parser, sql)?)));
+        }
         return modes(parser, sql, "transaction", Scope::Local);
     }
     if word(parser, "role") {
@@ -294,6 +299,7 @@ mod tests {
                 "SET hypertide.enable_pushdown = off",
                 value("hypertide.enable_pushdown", "off", Scope::Session),
             ),
+            ("SET TRANSACTION SNAPSHOT '17'", Set::Snapshot("17".into())),
             ("SET NAMES 'UTF8'", value("client_encoding", "UTF8", Scope::Session)),
             ("SET timezone TO DEFAULT", Set::Value("timezone".into(), None, Scope::Session)),
         ] {

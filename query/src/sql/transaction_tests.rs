@@ -112,6 +112,76 @@ fn repeatable_read_says_when_a_chunk_of_its_snapshot_went() {
 }
 
 #[test]
+fn a_transaction_that_only_reads_has_the_chunks_of_its_snapshot() {
+    let mut beside = Beside::start();
+    beside.block("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+    assert_eq!(beside.sums(), ["30|2", "30|2"]);
+    beside.other("SELECT drop_chunks('t', older_than => 100)");
+    beside.other("INSERT INTO t VALUES (2, 1, 5)");
+    assert_eq!(beside.sums(), ["30|2", "25|2"]);
+    assert!(beside.block("SELECT v FROM t WHERE time < 100").contains("v\n10\nSELECT 1"));
+    beside.block("COMMIT");
+    assert_eq!(beside.sums(), ["25|2", "25|2"]);
+}
+
+#[test]
+fn a_transaction_that_only_reads_has_the_tables_of_its_snapshot() {
+    let mut beside = Beside::start();
+    beside.block("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+    assert_eq!(beside.sums(), ["30|2", "30|2"]);
+    beside.other("ALTER TABLE t RENAME COLUMN v TO w");
+    beside.other("ALTER TABLE t DROP COLUMN w");
+    beside.other("ALTER TABLE t ADD COLUMN v bigint DEFAULT 7");
+    let rows = "time|device|v\n1|1|10\n201|2|20\nSELECT 2\n";
+    assert_eq!(beside.block("SELECT * FROM t ORDER BY time"), rows);
+    beside.other("TRUNCATE t");
+    assert_eq!(beside.block("SELECT * FROM t ORDER BY time"), rows);
+    beside.other("DROP TABLE t");
+    beside.other("CREATE TABLE t (x text)");
+    assert_eq!(beside.block("SELECT * FROM t ORDER BY time"), rows);
+    assert!(beside.block("SELECT sum(v), count(*) FROM t WHERE time > 100").contains("\n20|1\n"));
+    beside.block("COMMIT");
+    assert_eq!(beside.block("SELECT * FROM t"), "x\nSELECT 0\n");
+}
+
+#[test]
+fn exported_snapshots_are_read_by_others_while_they_live() {
+    let mut beside = Beside::start();
+    let refused = beside.block("SELECT pg_export_snapshot()");
+    assert!(refused.contains("ERROR 25001"), "{refused}");
+    beside.block("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+    let exported = beside.block("SELECT pg_export_snapshot()");
+    let name = exported.lines().nth(1).expect("it has a row").to_owned();
+    assert_eq!(beside.block("SELECT hypertide_snapshot()").lines().nth(1), Some(name.as_str()));
+    beside.other("INSERT INTO t VALUES (3, 1, 100), (301, 2, 1000)");
+    let mut third = beside.cluster.session();
+    let mut third = |sql: &str| beside.cluster.run(&mut third, sql);
+    let import = format!("SET TRANSACTION SNAPSHOT '{name}'");
+    assert!(third(&import).contains("ERROR 22023"), "it is for blocks");
+    for (begin, before, state) in [
+        ("BEGIN", "SELECT 1", "22023"),
+        ("BEGIN ISOLATION LEVEL REPEATABLE READ", "SELECT 1", "25001"),
+    ] {
+        third(begin);
+        third(before);
+        let refused = third(&import);
+        assert!(refused.contains(&format!("ERROR {state}")), "{begin}: {refused}");
+        third("ROLLBACK");
+    }
+    third("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    assert!(third("SET TRANSACTION SNAPSHOT '1'").contains("ERROR 22023: invalid snapshot"));
+    third("ROLLBACK");
+    third("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    assert_eq!(third(&import), "SET\n");
+    assert!(third("SELECT sum(v) FROM t").contains("\n30\n"));
+    third("COMMIT");
+    assert!(third("SELECT sum(v) FROM t").contains("\n1130\n"));
+    beside.cluster.run(&mut beside.block, "COMMIT");
+    third("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    assert!(third(&import).contains("ERROR 22023: invalid snapshot"), "it went with its block");
+}
+
+#[test]
 fn serializable_is_refused_and_not_something_weaker() {
     let mut beside = Beside::start();
     for sql in [

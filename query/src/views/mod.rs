@@ -5,6 +5,7 @@
 //! the schema `hypertide`, our own.
 
 mod cluster;
+mod definitions;
 mod information;
 mod jobs;
 mod rows;
@@ -21,19 +22,20 @@ use datafusion::{
 use hypertide_meta::{CatalogWriter, Image};
 use hypertide_proto::wire::meta::StatusReply;
 
-use crate::Error;
+use crate::{Error, Snapshot};
 use rows::Rows;
 
-/// Makes the views known to a statement that reads `image`.
+/// Makes the views known to a statement that reads this snapshot.
 pub(crate) fn register_views(
     ctx: &SessionContext,
     source: &Arc<dyn CatalogWriter>,
-    image: &Arc<Image>,
+    snapshot: &Snapshot,
 ) -> Result<(), Error> {
     let Some(catalog) = ctx.catalog(crate::catalog::CATALOG) else { return Ok(()) };
     for (name, views) in SCHEMAS {
-        let (source, image) = (Arc::clone(source), Arc::clone(image));
-        catalog.register_schema(name, Arc::new(Views { source, image, views }))?;
+        let (source, image) = (Arc::clone(source), Arc::clone(&snapshot.image));
+        let view = Arc::clone(snapshot.view.as_ref().unwrap_or(&image));
+        catalog.register_schema(name, Arc::new(Views { source, image, view, views }))?;
     }
     Ok(())
 }
@@ -55,6 +57,8 @@ type View = (&'static str, Maker);
 enum Maker {
     /// The catalog alone.
     Image(fn(&Image) -> Rows),
+    /// The catalog that the transaction reads rows by.
+    View(fn(&Image) -> Rows),
     /// The catalog, and the cluster as the leader sees it.
     Cluster(fn(&Image, &StatusReply) -> Rows),
 }
@@ -79,9 +83,11 @@ const INFORMATION: &[View] = &[
     ("tables", Maker::Image(information::tables)),
 ];
 const CLUSTER: &[View] = &[
+    ("definitions", Maker::View(definitions::definitions)),
     ("joins", Maker::Cluster(cluster::joins)),
     ("moves", Maker::Cluster(cluster::moves)),
     ("nodes", Maker::Cluster(cluster::nodes)),
+    ("parts", Maker::View(definitions::parts)),
     ("rebalancing", Maker::Cluster(cluster::rebalancing)),
     ("replicas", Maker::Cluster(cluster::replicas)),
 ];
@@ -90,6 +96,7 @@ const CLUSTER: &[View] = &[
 struct Views {
     source: Arc<dyn CatalogWriter>,
     image: Arc<Image>,
+    view: Arc<Image>,
     views: &'static [View],
 }
 
@@ -111,6 +118,7 @@ impl SchemaProvider for Views {
         };
         let rows = match maker {
             Maker::Image(rows) => rows(&self.image),
+            Maker::View(rows) => rows(&self.view),
             Maker::Cluster(rows) => rows(&self.image, &self.source.status().await),
         };
         rows.into_table().map(Some)

@@ -59,10 +59,12 @@ impl Replicas {
         removed.filter_map(|(chunk, replica)| Some((*chunk, replica.removed?.csn))).collect()
     }
 
-    /// Those of them that nobody needs any more: for at least `age` nobody had a reason to read them, or nobody can.
-    pub(crate) fn unneeded(&self, age: Duration, now: Instant) -> Vec<(ChunkId, Csn)> {
+    /// Those of them that nobody needs any more: for at least `age` nobody had a reason to read them, and `held`, the
+    /// oldest snapshot that somebody reads by, has them no more; or nobody can read them.
+    pub(crate) fn unneeded(&self, age: Duration, held: Csn, now: Instant) -> Vec<(ChunkId, Csn)> {
         let over = |replica: &Replica, removed: Removed| {
-            replica.wrong() || now.saturating_duration_since(removed.since) >= age
+            let old = now.saturating_duration_since(removed.since) >= age;
+            replica.wrong() || (old && removed.csn <= held)
         };
         let removed = self.chunks.iter().filter_map(|(chunk, replica)| {
             let removed = replica.removed.filter(|removed| over(replica, *removed))?;
@@ -77,6 +79,8 @@ mod tests {
     use super::*;
 
     const CHUNK: ChunkId = ChunkId(1);
+    /// No snapshot is held.
+    const NONE: Csn = Csn(u64::MAX);
 
     #[test]
     fn a_removed_replica_is_kept_for_older_snapshots_and_reported_no_more() {
@@ -90,12 +94,16 @@ mod tests {
         assert_eq!(replicas.presence(CHUNK), Presence::Before(Csn(7)));
         assert!(replicas.report(&[]).is_empty() && replicas.report(&[CHUNK]).is_empty());
         let age = Duration::from_secs(60);
-        assert!(replicas.unneeded(age, now + age / 2).is_empty());
-        assert_eq!(replicas.unneeded(age, now + age), [(CHUNK, Csn(7))]);
+        assert!(replicas.unneeded(age, NONE, now + age / 2).is_empty());
+        assert_eq!(replicas.unneeded(age, NONE, now + age), [(CHUNK, Csn(7))]);
+        assert!(replicas.unneeded(age, Csn(6), now + age).is_empty(), "a snapshot before is held");
+        assert_eq!(replicas.unneeded(age, Csn(7), now + age), [(CHUNK, Csn(7))]);
         replicas.take_back(CHUNK);
         assert_eq!(replicas.presence(CHUNK), Presence::Here);
         assert_eq!(replicas.report(&[]).len(), 1);
-        assert!(replicas.removed().is_empty() && replicas.unneeded(age, now + age).is_empty());
+        assert!(
+            replicas.removed().is_empty() && replicas.unneeded(age, NONE, now + age).is_empty()
+        );
     }
 
     #[test]
@@ -105,6 +113,6 @@ mod tests {
         assert_eq!(replicas.damaged(), [CHUNK]);
         replicas.set_removed(CHUNK, Csn(7), now);
         assert!(replicas.damaged().is_empty(), "the catalog knows");
-        assert_eq!(replicas.unneeded(Duration::from_secs(60), now), [(CHUNK, Csn(7))]);
+        assert_eq!(replicas.unneeded(Duration::from_secs(60), Csn(0), now), [(CHUNK, Csn(7))]);
     }
 }

@@ -75,18 +75,27 @@ impl Replicas {
     }
 
     /// Chunks whose segments hold rows of deletes that are old enough to take them out: all of them, or one for twice
-    /// as long, so that a chunk which is deleted from all the time is not written anew all the time.
-    pub(crate) fn with_deletes(&self, age: Duration, times: (Instant, Instant)) -> Vec<ChunkId> {
+    /// as long, so that a chunk which is deleted from all the time is not written anew all the time. Deletes after
+    /// `held`, the oldest snapshot that somebody reads by, are not.
+    pub(crate) fn with_deletes(
+        &self,
+        age: Duration,
+        held: Csn,
+        times: (Instant, Instant),
+    ) -> Vec<ChunkId> {
         let (opened, now) = times;
-        let old =
-            |at: &Option<Instant>| now.saturating_duration_since(at.unwrap_or(opened)) >= age * 2;
+        let old = |(csn, at): (&Csn, &Option<Instant>)| {
+            let since = now.saturating_duration_since(at.unwrap_or(opened));
+            *csn <= held && since >= age * 2
+        };
         let waiting = |(_, replica): &(&ChunkId, &Replica)| {
             let whole = replica.damaged.is_none() && replica.suspect.is_none();
             replica.stored.deletes > 0 && whole && replica.removed.is_none()
         };
         let due = |(chunk, replica): &(&ChunkId, &Replica)| {
-            self.deletes_aged(**chunk, age, times) == Csn(u64::MAX)
-                || replica.deleted_at.values().any(old)
+            let all_seen = replica.deleted_at.keys().all(|csn| *csn <= held);
+            all_seen && self.deletes_aged(**chunk, age, times) == Csn(u64::MAX)
+                || replica.deleted_at.iter().any(old)
         };
         self.chunks.iter().filter(waiting).filter(due).map(|(chunk, _)| *chunk).collect()
     }

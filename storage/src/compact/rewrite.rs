@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arrow::datatypes::SchemaRef;
@@ -154,9 +154,10 @@ fn run(inner: &Inner, chunk: ChunkId, goal: Goal) -> Result<(), Error> {
     work.finish(draft, rows)
 }
 
-/// The commit up to which deletes are so old that nobody reads from before them.
+/// The commit up to which deletes are so old that nobody reads from before them, also by a lease.
 fn aged_up_to(inner: &Inner, chunk: ChunkId) -> Csn {
-    inner.replicas().deletes_aged(chunk, inner.config.version_age, inner.times())
+    let aged = inner.replicas().deletes_aged(chunk, inner.config.version_age, inner.times());
+    aged.min(inner.leases.oldest(Instant::now()))
 }
 
 fn open(inner: &Inner, chunk: ChunkId) -> Result<Arc<ChunkFile>, Error> {

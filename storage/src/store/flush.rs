@@ -71,7 +71,9 @@ pub(super) fn run_background(inner: &Inner) {
         if let Err(error) = inner.unlink_due() {
             tracing::warn!("unlink removed chunks: {error}");
         }
-        let purged = inner.replicas().with_deletes(inner.config.version_age, (inner.opened, now));
+        let held = inner.leases.oldest(now);
+        let age = inner.config.version_age;
+        let purged = inner.replicas().with_deletes(age, held, (inner.opened, now));
         for chunk in purged {
             work(chunk, &|| compact::rewrite(inner, chunk, Goal::Purge));
         }

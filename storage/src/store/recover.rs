@@ -99,6 +99,7 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
         writing: Mutex::default(),
         rewriting: Rewriting::default(),
         opened: Instant::now(),
+        leases: Default::default(),
         stop: Stop::default(),
         counters: Arc::default(),
         renewed: renewed.into(),

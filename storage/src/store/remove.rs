@@ -1,7 +1,7 @@
 //! Removal of chunks that the catalog has no more on this node, because they were dropped or their replica went elsewhere.
 //!
 //! ```text
-//! here --drop_chunks(at)--> removed at a snapshot --version_age, lack of space, wrong bytes--> unlinked
+//! here --drop_chunks(at)--> removed at a snapshot --version_age and no lease, lack of space, wrong bytes--> unlinked
 //!   ^-----take_back-----------/
 //! ```
 //!
@@ -87,8 +87,12 @@ impl Inner {
         }
         // Rows that come in are worth more than old versions.
         let scarce = self.free_bytes()? < self.config.space_reserve_bytes;
-        let age = if scarce { Duration::ZERO } else { self.config.version_age };
-        let unneeded = self.replicas().unneeded(age, Instant::now());
+        let now = Instant::now();
+        let (age, held) = match scarce {
+            true => (Duration::ZERO, Csn(u64::MAX)),
+            false => (self.config.version_age, self.leases.oldest(now)),
+        };
+        let unneeded = self.replicas().unneeded(age, held, now);
         let Some(horizon) = unneeded.iter().map(|(_, csn)| *csn).max() else { return Ok(()) };
         let noted = |error: &Error| self.note_failure(error);
         self.node.raise_horizon(horizon).inspect_err(noted)?;

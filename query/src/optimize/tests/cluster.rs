@@ -208,7 +208,9 @@ impl Cluster {
         let service = FragmentsServer::new(troubled)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let (server, hang_up) = serve(listener, Routes::new(service));
+        let fragments = Routes::new(service).into_axum_router().reset_fallback();
+        let routes = node.routes().into_axum_router().merge(fragments);
+        let (server, hang_up) = serve(listener, routes.into());
         tokio::time::timeout(PATIENCE, node.ready()).await.expect("soon").expect("ready");
         self.data.insert(name.to_owned(), Data { node, trouble, rpc, server, hang_up });
     }
@@ -362,7 +364,8 @@ impl Cluster {
     /// A session that reads all that is committed now.
     pub(super) async fn session(&self, pushdown: bool, summaries: bool) -> SessionContext {
         let image = self.engine.catalog.barrier(soon()).await.expect("a barrier");
-        let snapshot = Snapshot { csn: image.snapshot(), image, own: None, view: None };
+        let snapshot =
+            Snapshot { csn: image.snapshot(), image, own: None, view: None, dropped_too: false };
         let choices = Choices { zone: "UTC", pushdown, hedged: true, summaries };
         let session = chosen_context(&self.engine, choices, &snapshot, soon()).expect("a session");
         // Plans are compared as text: they must not depend on the machine.

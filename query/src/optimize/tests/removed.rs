@@ -8,6 +8,7 @@ use std::{
 
 use datafusion::execution::SendableRecordBatchStream;
 use futures::TryStreamExt;
+use hypertide_storage::CompressionSpec;
 
 use super::cluster::{Answer, Cluster};
 use crate::{
@@ -122,4 +123,47 @@ async fn a_read_that_comes_after_the_chunks_are_unlinked_reads_again() {
     assert_eq!(found.len(), 200);
     let counted = read_in(&session, &frame, COUNT, true).await.expect("it reads again");
     assert_eq!(counted, run(&mut session, COUNT).await.expect("it is counted"));
+}
+
+/// Waits until every data node holds a snapshot.
+async fn wait_held(cluster: &Cluster) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while cluster.data.values().any(|data| data.node.store().held_snapshot().is_none()) {
+        assert!(Instant::now() < deadline, "a data node does not hold the snapshot");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exported_snapshot_keeps_what_would_be_gone_at_once() {
+    let cluster = filled(Duration::ZERO, 1).await;
+    let session = || Session::new(Arc::clone(&cluster.engine), "hypertide");
+    let (mut holder, mut reader, mut other) = (session(), session(), session());
+    let set = async |session: &mut Session, sql: &str| {
+        let prepared = session.prepare(sql, &[]).await.expect("it can be planned");
+        session.execute(&prepared, Vec::new()).await.expect(sql);
+    };
+    set(&mut holder, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await;
+    let sql = "SELECT pg_export_snapshot() AS name, hypertide_snapshot() AS at";
+    let exported = run(&mut holder, sql).await.expect("it is exported");
+    let name: String = exported[0].chars().take_while(char::is_ascii_digit).collect();
+    let expected = run(&mut holder, WALK).await.expect("it is read");
+    assert_eq!(expected.len(), 800);
+    wait_held(&cluster).await;
+    set(&mut other, "DELETE FROM conditions WHERE humidity < 100").await;
+    for data in cluster.data.values() {
+        let store = data.node.store();
+        store.flush(&[]).expect("it is written");
+        for report in store.report(&[]) {
+            store.compress(report.chunk, CompressionSpec::default()).expect("it is rewritten");
+        }
+    }
+    drop_days(&cluster, true).await;
+    set(&mut other, "DROP TABLE conditions").await;
+    set(&mut reader, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await;
+    set(&mut reader, &format!("SET TRANSACTION SNAPSHOT '{name}'")).await;
+    for session in [&mut holder, &mut reader] {
+        assert_eq!(run(session, WALK).await.expect("it is read"), expected);
+    }
+    assert!(run(&mut other, WALK).await.is_err());
 }

@@ -9,7 +9,10 @@ use hypertide_proto::schema::ColumnType;
 use tonic::metadata::MetadataMap;
 
 use super::{input::plain_type, statement};
-use crate::{Engine, Error, Session, SqlState};
+use crate::{
+    Engine, Error, Session, SqlState,
+    sql::definition::{qualified, quoted},
+};
 
 /// Schema of tables whose schema is not named.
 const DEFAULT_SCHEMA: &str = "public";
@@ -114,14 +117,6 @@ fn create_table(schema: &str, table: &str, columns: &Schema) -> Result<String, E
     });
     let columns = columns.collect::<Result<Vec<_>, Error>>()?.join(", ");
     Ok(format!("CREATE TABLE {} ({columns})", qualified(schema, table)))
-}
-
-fn qualified(schema: &str, table: &str) -> String {
-    format!("{}.{}", quoted(schema), quoted(table))
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 #[cfg(test)]

@@ -25,6 +25,9 @@ use crate::{Engine, Error, Prepared, Reply, Session, SqlState, server::USER};
 /// Header that names the write, so that a retried one is applied once.
 const WRITE_ID_HEADER: &str = "x-write-id";
 
+/// Header that names an exported snapshot to read by.
+const SNAPSHOT_HEADER: &str = "x-snapshot";
+
 /// The stream of a DoGet.
 pub(super) type RowStream = <FlightService as Rpc>::DoGetStream;
 
@@ -36,10 +39,24 @@ pub(super) async fn session(engine: &Arc<Engine>, headers: &MetadataMap) -> Resu
             id.to_str().ok().and_then(|id| uuid::Uuid::try_parse(id).ok()).ok_or_else(|| {
                 Error::new(SqlState("22023"), format!("the header {WRITE_ID_HEADER} is not a UUID"))
             })?;
-        let set = session.prepare(&format!("SET hypertide.write_id TO '{id}'"), &[]).await?;
-        session.execute(&set, Vec::new()).await?;
+        set(&mut session, &format!("SET hypertide.write_id TO '{id}'")).await?;
+    }
+    if let Some(name) = headers.get(SNAPSHOT_HEADER) {
+        let name = name.to_str().ok().filter(|name| name.parse::<u64>().is_ok());
+        let name = name.ok_or_else(|| {
+            let message = format!("the header {SNAPSHOT_HEADER} is no snapshot identifier");
+            Error::new(SqlState("22023"), message)
+        })?;
+        set(&mut session, "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await?;
+        set(&mut session, &format!("SET TRANSACTION SNAPSHOT '{name}'")).await?;
     }
     Ok(session)
+}
+
+async fn set(session: &mut Session, sql: &str) -> Result<(), Error> {
+    let statement = session.prepare(sql, &[]).await?;
+    session.execute(&statement, Vec::new()).await?;
+    Ok(())
 }
 
 /// Plans a statement.
