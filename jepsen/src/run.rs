@@ -31,6 +31,8 @@ use crate::{
 
 /// Load after the last fault, in seconds: long enough to see writes and reads come back.
 const RECOVERY_SECONDS: u64 = 12;
+/// Time in which nobody asks anything, when all was looked at: what clients had open is closed by then.
+const IDLE_TIME: Duration = Duration::from_secs(6);
 /// Time for the faults to be over after the load's time is over.
 const FAULTS_LIMIT: Duration = Duration::from_secs(300);
 /// How often acknowledgements are counted while a fault waits for them.
@@ -123,6 +125,8 @@ impl Run {
         wait_all(&mut clients).await?;
         let mut closing = Closing { healed_us, stopped_us: micros(), ..Closing::default() };
         closing::observe(cluster, &load, (&self.config, &workload), &mut closing, clock).await;
+        closing.idle_us = Some(micros());
+        tokio::time::sleep(IDLE_TIME).await;
         sampling.abort();
         closing::end_nodes(cluster, &mut closing).await?;
         closing::read_logs(cluster, &mut closing);
@@ -288,6 +292,7 @@ pub(crate) fn read(dir: &Path) -> anyhow::Result<Evidence> {
         ops,
         faults: read_lines(&dir.join("schedule.jsonl"))?,
         closing: read_json(&dir.join("closing.json"))?,
+        usage: metrics::read(&dir.join("metrics.csv"))?,
     })
 }
 

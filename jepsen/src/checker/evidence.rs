@@ -53,6 +53,9 @@ pub(crate) struct Closing {
     pub(crate) healed_us: u64,
     /// When the clients were told to stop.
     pub(crate) stopped_us: u64,
+    /// When nobody asked anything any more; the nodes ran on for some seconds.
+    #[serde(default)]
+    pub(crate) idle_us: Option<u64>,
     /// When every chunk had its replicas again, if it came to that.
     pub(crate) restored_us: Option<u64>,
     /// Why it did not.
@@ -75,6 +78,21 @@ pub(crate) struct Closing {
     pub(crate) loopback: String,
 }
 
+/// What the process of a node used at one moment. Kept in `metrics.csv`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// The node.
+    pub(crate) node: String,
+    /// When.
+    pub(crate) at_us: u64,
+    /// Id of the process: another one after every start.
+    pub(crate) pid: u64,
+    /// Resident memory.
+    pub(crate) rss_kib: u64,
+    /// Open descriptors.
+    pub(crate) files: u64,
+}
+
 /// All of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Evidence {
@@ -86,4 +104,6 @@ pub(crate) struct Evidence {
     pub(crate) faults: Vec<Record>,
     /// The end.
     pub(crate) closing: Closing,
+    /// What the nodes used, in order of time.
+    pub(crate) usage: Vec<Usage>,
 }

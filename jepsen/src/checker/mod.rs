@@ -27,6 +27,7 @@ mod replicas;
 mod retention;
 mod snapshot;
 mod structure;
+mod usage;
 
 use serde::{Deserialize, Serialize};
 

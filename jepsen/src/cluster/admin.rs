@@ -20,6 +20,8 @@ const ASK_LIMIT: Duration = Duration::from_secs(30);
 const STATUS_LIMIT: Duration = Duration::from_secs(3);
 /// Time to read all of a chunk's file.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
+/// Time to read every file of every replica.
+const CHECK_ALL_LIMIT: Duration = Duration::from_secs(60);
 
 /// A connection for questions.
 #[derive(Debug)]
@@ -78,6 +80,28 @@ pub(crate) fn in_words(error: &tokio_postgres::Error) -> anyhow::Error {
         Some(error) => anyhow::anyhow!("{}: {}", error.code().code(), error.message()),
         None => anyhow::anyhow!("{error}"),
     }
+}
+
+/// A replica that was read in full.
+#[derive(Debug)]
+struct Seen {
+    chunk: u64,
+    node: String,
+    whole: bool,
+    problem: String,
+}
+
+/// Whether every replica of the catalog was read; chunks that came since hold nothing that was harmed.
+fn all_seen(chunks: &[CatalogChunk], seen: &[Seen]) -> Result<(), String> {
+    let newest = seen.iter().map(|seen| seen.chunk).max().unwrap_or_default();
+    for chunk in chunks.iter().filter(|chunk| chunk.id <= newest) {
+        let read =
+            |node: &&String| seen.iter().any(|seen| seen.chunk == chunk.id && seen.node == **node);
+        if let Some(node) = chunk.nodes.iter().find(|node| !read(node)) {
+            return Err(format!("chunk {} at {node} was not read", chunk.id));
+        }
+    }
+    Ok(())
 }
 
 impl Cluster {
@@ -176,6 +200,29 @@ impl Cluster {
             .map_or(Ok(()), |chunk| Err(format!("chunk {} has only {:?}", chunk.id, chunk.nodes))))
     }
 
+    /// Whether every replica is there and whole; in words if not. All bytes of all of them are read, so that what was
+    /// harmed is noticed by its node now, and mended from then on.
+    pub(crate) async fn whole(&self, wanted: usize) -> anyhow::Result<Result<(), String>> {
+        if let Err(why) = self.redundant(wanted).await? {
+            return Ok(Err(why));
+        }
+        let check =
+            "SELECT chunk_id, node_name, ok, problem FROM hypertide_check(checksums => true)";
+        let rows = self.sql().await?.run_within(check, CHECK_ALL_LIMIT).await?;
+        let seen = rows.iter().map(|row| {
+            let text = |at| row.try_get(at).ok().flatten().unwrap_or_default().to_owned();
+            let chunk = text(0).parse().unwrap_or_default();
+            Seen { chunk, node: text(1), whole: text(2) == "t", problem: text(3) }
+        });
+        let seen: Vec<Seen> = seen.collect();
+        if let Some(bad) = seen.iter().find(|seen| !seen.whole) {
+            return Ok(Err(format!("chunk {} at {}: {}", bad.chunk, bad.node, bad.problem)));
+        }
+        // A replica that came while the others were read was not read itself.
+        let chunks = self.chunks(&self.sql().await?).await?;
+        Ok(all_seen(&chunks, &seen))
+    }
+
     /// What every data node holds; with `check`, every file is read in full.
     pub(crate) async fn replicas(&self, check: bool) -> anyhow::Result<Vec<Replica>> {
         let status = self.status().await?;
@@ -225,5 +272,32 @@ impl Cluster {
             catalogs.insert(node.name.clone(), self.chunks(&sql).await?);
         }
         Ok(catalogs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_was_not_read_is_told() {
+        let chunk = |id, nodes: &[&str]| CatalogChunk {
+            id,
+            name: String::new(),
+            table: String::new(),
+            nodes: nodes.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let seen = |chunk, node: &str| Seen {
+            chunk,
+            node: node.to_owned(),
+            whole: true,
+            problem: String::new(),
+        };
+        let read = [seen(1, "d1"), seen(1, "d2"), seen(3, "d1"), seen(3, "d3")];
+        let whole = [chunk(1, &["d1", "d2"]), chunk(3, &["d1", "d3"]), chunk(4, &["d1", "d2"])];
+        assert_eq!(all_seen(&whole, &read), Ok(()), "4 came later");
+        let moved = [chunk(1, &["d2", "d3"]), chunk(3, &["d1", "d3"])];
+        assert_eq!(all_seen(&moved, &read), Err("chunk 1 at d3 was not read".into()));
+        assert!(all_seen(&[chunk(2, &["d1"])], &read).is_err());
     }
 }

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::{Effect, Nemesis, plan::Event, plan::Kind, rest};
-use crate::cluster::{Node, command, group::Group};
+use crate::{
+    checker::evidence::Usage,
+    cluster::{Node, command, group::Group},
+};
 
 /// A turn of a throttled process: it runs, then it waits.
 const RUN: Duration = Duration::from_millis(15);
@@ -68,7 +71,7 @@ impl Nemesis {
 
     /// Limits the process to the files that it has open.
     async fn files(&self, event: &Event, node: &Node) -> anyhow::Result<Effect> {
-        let Some((pid, (_, open))) = node.pid().zip(node.usage()) else {
+        let Some(Usage { pid, files: open, .. }) = node.usage(0) else {
             return Ok(Effect::Skipped(format!("{} does not run", node.name)));
         };
         let pid = format!("--pid={pid}");
