@@ -116,19 +116,24 @@ impl Run {
             .collect();
         let replication = usize::from(self.config.replication());
         let nemesis = Arc::new(Nemesis::new(Arc::clone(cluster), clock, replication));
-        self.faults((&nemesis, &load), &started, faults).await?;
-        nemesis.heal(&started).await.context("heal the cluster")?;
+        // Whatever does not go as it should from here on is a part of the verdict, not the end of the run.
+        let mut missing = Vec::new();
+        let over = self.faults((&nemesis, &load), &started, faults).await;
+        missing.extend(over.err().map(|error| format!("{error:#}")));
+        missing.extend(nemesis.heal(&started).await);
         let micros = || u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX);
         let healed_us = micros();
         tokio::time::sleep(Duration::from_secs(RECOVERY_SECONDS)).await;
         load.stop();
-        wait_all(&mut clients).await?;
-        let mut closing = Closing { healed_us, stopped_us: micros(), ..Closing::default() };
+        missing.extend(wait_all(&mut clients).await.err().map(|error| format!("{error:#}")));
+        let stopped_us = micros();
+        let mut closing = Closing { healed_us, stopped_us, missing, ..Closing::default() };
         closing::observe(cluster, &load, (&self.config, &workload), &mut closing, clock).await;
         closing.idle_us = Some(micros());
         tokio::time::sleep(IDLE_TIME).await;
         sampling.abort();
-        closing::end_nodes(cluster, &mut closing).await?;
+        let ended = closing::end_nodes(cluster, &mut closing).await;
+        closing.missing.extend(ended.err().map(|error| format!("{error:#}")));
         closing::read_logs(cluster, &mut closing);
         write_json(&dir.join("closing.json"), &closing)?;
         drop(load);
@@ -180,7 +185,7 @@ impl Run {
         Ok(())
     }
 
-    /// Does every fault at its time; returns when all are over.
+    /// Does every fault at its time; returns when all are over, or when they had time enough to be.
     async fn faults(
         &self,
         (nemesis, load): (&Arc<Nemesis>, &Arc<Load>),
