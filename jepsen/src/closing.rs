@@ -96,7 +96,7 @@ impl View<'_> {
 
     /// Reads day by day: of a chunk that is lost only the rows of its day cannot be read.
     async fn read_days(&self, node: &Node) {
-        for day in days(self.config) {
+        for day in days(self.config.times) {
             self.load.closing_read(node, Action::Read(day), Instant::now() + DAY_LIMIT).await;
         }
     }
@@ -109,8 +109,10 @@ impl View<'_> {
                 closing.missing.push(format!("read without {name}: {error:#}"));
                 continue;
             }
-            if let Some(node) = self.cluster.of(Role::Access).next() {
-                self.read(node, Action::Read(Filter::default())).await;
+            if let Some(node) = self.cluster.of(Role::Access).next()
+                && !self.read(node, Action::Read(Filter::default())).await
+            {
+                closing.missing.push(format!("not everything could be read without {name}"));
             }
             let woken = self.cluster.node(&name).and_then(|node| node.signal(Signal::SIGCONT));
             if let Err(error) = woken {
@@ -143,8 +145,8 @@ impl View<'_> {
 }
 
 /// The days of a workload's rows, and what lies before and after them.
-fn days(config: &Config) -> Vec<Filter> {
-    let count = match config.times {
+fn days(times: Times) -> Vec<Filter> {
+    let count = match times {
         Times::Spread => DAYS,
         // They lie anywhere.
         Times::Edges => 0,
@@ -231,6 +233,23 @@ pub(crate) fn read_logs(cluster: &Cluster, closing: &mut Closing) {
                 kept += 1;
                 let line = line.chars().take(400).collect();
                 closing.complaints.push(Complaint { node: node.name.clone(), line });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::rows::Source;
+
+    #[test]
+    fn every_row_lies_in_one_day() {
+        for times in [Times::Spread, Times::Edges] {
+            let days = days(times);
+            let source = Source { seed: 3, times };
+            for row in (0..200).flat_map(|wid| source.rows(wid)) {
+                assert_eq!(days.iter().filter(|day| day.matches(&row)).count(), 1, "{row}");
             }
         }
     }
