@@ -2,8 +2,9 @@
 //! the load is closed when it is over.
 //!
 //! - Resident memory of a process is never more than what the configuration gives to queries and [`OTHER_MIB`].
-//! - A process that runs long enough undisturbed does not grow by more than [`GROWTH_MIB_MAX`] a minute once it is warm:
-//!   the medians of the first and of the last third of that time are compared.
+//! - A process that runs long enough undisturbed does not go on growing by more than [`GROWTH_MIB_MAX`] a minute once it is
+//!   warm: the medians of the quarters of that time are compared, and a step from one quarter to the next, such as a
+//!   snapshot of the catalog makes, is none that goes on.
 //! - When nobody asks any more, a process has at most [`FILES_MORE_MAX`] descriptors more than the node had at the
 //!   beginning, beside one for the file of each chunk that it holds.
 
@@ -18,8 +19,8 @@ use crate::config::MEMORY_MIB;
 
 /// Memory beside that for queries, in MiB: the program, caches, rows that are not in files yet.
 const OTHER_MIB: u64 = 256;
-/// Growth of a warm process, in MiB a minute.
-const GROWTH_MIB_MAX: f64 = 6.0;
+/// Growth of a warm process from each quarter of its time to the next, in MiB a minute.
+const GROWTH_MIB_MAX: f64 = 4.0;
 /// Time that a process takes to get warm.
 const WARM_SECONDS: u64 = 120;
 /// Least time of a warm process from which anything follows.
@@ -64,20 +65,20 @@ fn growth(node: &str, process: &[&Usage], verdict: &mut Verdict) {
     if seconds < STEADY_SECONDS_MIN {
         return;
     }
-    let part = |from: u64, to: u64| {
-        let at = |third: u64| first.at_us + (last.at_us - first.at_us) * third / 3;
-        let within = |sample: &&&Usage| (at(from)..=at(to)).contains(&sample.at_us);
+    let quarter = |number: u64| {
+        let at = |edge: u64| first.at_us + (last.at_us - first.at_us) * edge / 4;
+        let within = |sample: &&&Usage| (at(number)..=at(number + 1)).contains(&sample.at_us);
         median(warm.iter().filter(within).map(|sample| sample.rss_kib).collect())
     };
-    // The middles of the two thirds lie two thirds of the time apart.
-    let minutes = seconds as f64 * 2.0 / 3.0 / 60.0;
-    let (before, after) = (part(0, 1), part(2, 3));
-    let grown = (after as f64 - before as f64) / 1024.0 / minutes;
-    verdict.fact(grown <= GROWTH_MIB_MAX, || {
+    let medians = [0, 1, 2, 3].map(quarter);
+    let minutes = seconds as f64 / 4.0 / 60.0;
+    let grown = medians.array_windows().map(|[before, after]| *after as f64 - *before as f64);
+    let least = grown.fold(f64::INFINITY, f64::min) / 1024.0 / minutes;
+    verdict.fact(least <= GROWTH_MIB_MAX, || {
         let what = format!(
-            "{node} grew by {grown:.1} MiB a minute for {seconds} s, from {} to {} MiB",
-            before / 1024,
-            after / 1024
+            "{node} went on growing by {least:.1} MiB a minute or more for {seconds} s, from {} to {} MiB",
+            medians[0] / 1024,
+            medians[3] / 1024
         );
         violation(what, &[])
     });
@@ -150,6 +151,8 @@ mod tests {
         assert_eq!(plant(|second| (1, leak(second), 20)).verdict("C16").found, 1);
         let slow = |second: u64| 100 * MIB + second * MIB / 20;
         assert_eq!(plant(|second| (1, slow(second), 20)).verdict("C16").found, 0);
+        let step = |second: u64| if second < 350 { 100 * MIB } else { 200 * MIB };
+        assert_eq!(plant(|second| (1, step(second), 20)).verdict("C16").found, 0);
         // Of processes of four minutes nothing follows.
         let often = |second: u64| (second / 240, leak(second % 240), 20);
         assert_eq!(plant(often).verdict("C16").found, 0);

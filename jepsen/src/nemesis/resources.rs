@@ -83,10 +83,15 @@ impl Nemesis {
         command::run(&["prlimit", &pid, &set(&open.to_string())]).await?;
         let now = command::run(&get).await?;
         rest(event).await;
-        if node.alive() {
+        // A node that could not do without may have ended itself; it is for the operator to start it.
+        let ended = !node.alive();
+        if ended {
+            self.revive(node).await?;
+        } else {
             command::run(&["prlimit", &pid, &set(&usual)]).await?;
         }
-        let proof = format!("{open} files at most, instead of {}", usual.trim());
+        let usual = usual.trim();
+        let proof = format!("{open} files at most, instead of {usual}; the process ended: {ended}");
         let limited = now.trim() == open.to_string();
         Ok(if limited { Effect::seen(proof) } else { Effect::unseen(proof) })
     }
