@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::{
-    checker::evidence::{Closing, Complaint},
+    checker::evidence::{Closing, Complaint, Replica},
     cluster::{Cluster, Node, Role, STOP_LIMIT},
     config::Config,
     history::{Action, Filter},
@@ -64,7 +64,7 @@ pub(crate) async fn observe(
     compare(cluster, closing).await;
     // What has too few replicas as it is cannot be read without one of them.
     if config.replication() > 1 && closing.restored_us.is_some() {
-        view.read_without_each(closing).await;
+        view.read_without_each(workload, closing).await;
     }
 }
 
@@ -77,17 +77,24 @@ impl View<'_> {
                 self.read_days(node).await;
             }
             self.read(node, Action::Aggregate(everything)).await;
-            for (doing, action) in [
-                (Kind::Transfer, Action::Balances),
-                (Kind::Count, Action::Counters),
-                (Kind::Swap, Action::Registers),
-                (Kind::Put, Action::Keys(self.load.all_keys())),
-            ] {
-                if workload.does(doing) {
-                    self.read(node, action).await;
-                }
+            self.read_changed(node, workload).await;
+        }
+    }
+
+    /// Reads what the workload changes beside the measurements; whether all of it was answered.
+    async fn read_changed(&self, node: &Node, workload: &Workload) -> bool {
+        let mut answered = true;
+        for (doing, action) in [
+            (Kind::Transfer, Action::Balances),
+            (Kind::Count, Action::Counters),
+            (Kind::Swap, Action::Registers),
+            (Kind::Put, Action::Keys(self.load.all_keys())),
+        ] {
+            if workload.does(doing) {
+                answered &= self.read(node, action).await;
             }
         }
+        answered
     }
 
     async fn read(&self, node: &Node, action: Action) -> bool {
@@ -102,7 +109,7 @@ impl View<'_> {
     }
 
     /// Reads everything with one data node silent after the other: every chunk is read from its other replicas then.
-    async fn read_without_each(&self, closing: &mut Closing) {
+    async fn read_without_each(&self, workload: &Workload, closing: &mut Closing) {
         for name in data_names(self.cluster) {
             let silent = self.cluster.node(&name).and_then(|node| node.signal(Signal::SIGSTOP));
             if let Err(error) = silent {
@@ -110,7 +117,8 @@ impl View<'_> {
                 continue;
             }
             if let Some(node) = self.cluster.of(Role::Access).next()
-                && !self.read(node, Action::Read(Filter::default())).await
+                && !(self.read(node, Action::Read(Filter::default())).await
+                    && self.read_changed(node, workload).await)
             {
                 closing.missing.push(format!("not everything could be read without {name}"));
             }
@@ -197,6 +205,16 @@ async fn compare(cluster: &Cluster, closing: &mut Closing) {
 async fn look(cluster: &Cluster, closing: &mut Closing) -> anyhow::Result<()> {
     closing.catalogs = cluster.catalogs().await?;
     closing.replicas = cluster.replicas(true).await?;
+    for seen in cluster.check(false).await? {
+        let of =
+            |replica: &&mut Replica| (replica.chunk, &replica.node) == (seen.chunk, &seen.node);
+        if let Some(replica) = closing.replicas.iter_mut().find(of) {
+            replica.visible = seen.rows;
+            if seen.whole == Some(false) {
+                replica.problem.clone_from(&seen.problem);
+            }
+        }
+    }
     Ok(())
 }
 

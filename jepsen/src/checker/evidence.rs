@@ -20,14 +20,20 @@ pub(crate) struct CatalogChunk {
 }
 
 /// A replica as its data node has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Replica {
     /// The chunk's number.
     pub(crate) chunk: u64,
     /// The data node.
     pub(crate) node: String,
-    /// Rows in segments and in memory.
+    /// Rows in segments and in memory; of deleted ones each node lets go in its own time.
     pub(crate) rows: u64,
+    /// Rows that a snapshot sees, as the product's own check counted them.
+    #[serde(default)]
+    pub(crate) visible: Option<u64>,
+    /// What that check found wrong with it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) problem: String,
     /// The last commit that it has.
     pub(crate) csn: u64,
     /// Running hash over the commits.

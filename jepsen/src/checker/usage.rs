@@ -162,14 +162,7 @@ mod tests {
     fn descriptors_that_stay_open_are_found_and_chunks_may_have_theirs() {
         let mut plant = plant(|second| (1, 100 * MIB, 20 + second / 10));
         plant.evidence.closing.replicas = (0..46)
-            .map(|chunk| Replica {
-                chunk,
-                node: "d1".into(),
-                rows: 0,
-                csn: 0,
-                chain: Vec::new(),
-                faults: Vec::new(),
-            })
+            .map(|chunk| Replica { chunk, node: "d1".into(), ..Replica::default() })
             .collect();
         assert_eq!(plant.verdict("C16").found, 0);
         plant.evidence.closing.replicas.truncate(40);

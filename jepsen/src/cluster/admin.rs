@@ -82,13 +82,19 @@ pub(crate) fn in_words(error: &tokio_postgres::Error) -> anyhow::Error {
     }
 }
 
-/// A replica that was read in full.
+/// A replica as the product's own check saw it.
 #[derive(Debug)]
-struct Seen {
-    chunk: u64,
-    node: String,
-    whole: bool,
-    problem: String,
+pub(crate) struct Seen {
+    /// The chunk's number.
+    pub(crate) chunk: u64,
+    /// The data node.
+    pub(crate) node: String,
+    /// Whether all is well with it, if that could be told.
+    pub(crate) whole: Option<bool>,
+    /// What is not.
+    pub(crate) problem: String,
+    /// Rows that the check's snapshot sees.
+    pub(crate) rows: Option<u64>,
 }
 
 /// Whether every replica of the catalog was read; chunks that came since hold nothing that was harmed.
@@ -200,22 +206,34 @@ impl Cluster {
             .map_or(Ok(()), |chunk| Err(format!("chunk {} has only {:?}", chunk.id, chunk.nodes))))
     }
 
+    /// Has the product check every replica in sync; with `checksums`, every file is read in full.
+    pub(crate) async fn check(&self, checksums: bool) -> anyhow::Result<Vec<Seen>> {
+        let check = format!(
+            "SELECT chunk_id, node_name, ok, problem, rows \
+             FROM hypertide_check(checksums => {checksums})"
+        );
+        let rows = self.sql().await?.run_within(&check, CHECK_ALL_LIMIT).await?;
+        let seen = |row: &SimpleQueryRow| {
+            let text = |at| row.try_get(at).ok().flatten().unwrap_or_default().to_owned();
+            let chunk = text(0).parse().unwrap_or_default();
+            let whole = match text(2).as_str() {
+                "t" => Some(true),
+                "f" => Some(false),
+                _ => None,
+            };
+            Seen { chunk, node: text(1), whole, problem: text(3), rows: text(4).parse().ok() }
+        };
+        Ok(rows.iter().map(seen).collect())
+    }
+
     /// Whether every replica is there and whole; in words if not. All bytes of all of them are read, so that what was
     /// harmed is noticed by its node now, and mended from then on.
     pub(crate) async fn whole(&self, wanted: usize) -> anyhow::Result<Result<(), String>> {
         if let Err(why) = self.redundant(wanted).await? {
             return Ok(Err(why));
         }
-        let check =
-            "SELECT chunk_id, node_name, ok, problem FROM hypertide_check(checksums => true)";
-        let rows = self.sql().await?.run_within(check, CHECK_ALL_LIMIT).await?;
-        let seen = rows.iter().map(|row| {
-            let text = |at| row.try_get(at).ok().flatten().unwrap_or_default().to_owned();
-            let chunk = text(0).parse().unwrap_or_default();
-            Seen { chunk, node: text(1), whole: text(2) == "t", problem: text(3) }
-        });
-        let seen: Vec<Seen> = seen.collect();
-        if let Some(bad) = seen.iter().find(|seen| !seen.whole) {
+        let seen = self.check(true).await?;
+        if let Some(bad) = seen.iter().find(|seen| seen.whole != Some(true)) {
             return Ok(Err(format!("chunk {} at {}: {}", bad.chunk, bad.node, bad.problem)));
         }
         // A replica that came while the others were read was not read itself.
@@ -241,6 +259,8 @@ impl Cluster {
                     chunk: report.chunk,
                     node: node.name.clone(),
                     rows: report.rows,
+                    visible: None,
+                    problem: String::new(),
                     csn: report.applied_csn,
                     chain: report.chain.to_vec(),
                     faults,
@@ -290,8 +310,9 @@ mod tests {
         let seen = |chunk, node: &str| Seen {
             chunk,
             node: node.to_owned(),
-            whole: true,
+            whole: Some(true),
             problem: String::new(),
+            rows: Some(5),
         };
         let read = [seen(1, "d1"), seen(1, "d2"), seen(3, "d1"), seen(3, "d3")];
         let whole = [chunk(1, &["d1", "d2"]), chunk(3, &["d1", "d3"]), chunk(4, &["d1", "d2"])];
