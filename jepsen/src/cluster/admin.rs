@@ -1,6 +1,9 @@
 //! What the harness asks the cluster about itself, through its public endpoints.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use hypertide_proto::wire::{
@@ -9,7 +12,7 @@ use hypertide_proto::wire::{
 };
 use tokio_postgres::{NoTls, SimpleQueryMessage, SimpleQueryRow};
 
-use super::{Cluster, Node, PG, RPC, Role};
+use super::{Cluster, Node, PG, POLL_INTERVAL, RPC, Role};
 use crate::checker::evidence::{CatalogChunk, Replica};
 
 /// Time for a connection.
@@ -20,6 +23,8 @@ const ASK_LIMIT: Duration = Duration::from_secs(30);
 const STATUS_LIMIT: Duration = Duration::from_secs(3);
 /// Time to read all of a chunk's file.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
+/// Time in which a refused check may be granted.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(3);
 /// Time to read every file of every replica.
 const CHECK_ALL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -270,18 +275,26 @@ impl Cluster {
         Ok(found)
     }
 
+    /// What is wrong in the file of a replica. A check that is refused, since somebody else has the file at the moment,
+    /// is asked for again: only a refusal that stays is one more fault.
     async fn faults(&self, node: &Node, cluster: &[u8], chunk: u64) -> anyhow::Result<Vec<String>> {
         let mut client = self.channels.storage(&node.address(RPC))?;
-        let request = CheckChunkRequest { cluster: cluster.to_vec().into(), chunk };
-        let reply = tokio::time::timeout(CHECK_LIMIT, client.check_chunk(request)).await;
-        let reply = reply.with_context(|| format!("check chunk {chunk} at {}", node.name))?;
-        Ok(match reply {
-            Ok(reply) => {
-                let faults = reply.into_inner().faults.into_iter();
-                faults.map(|fault| fault.what).collect()
+        let deadline = Instant::now() + REFUSAL_LIMIT;
+        loop {
+            let request = CheckChunkRequest { cluster: cluster.to_vec().into(), chunk };
+            let reply = tokio::time::timeout(CHECK_LIMIT, client.check_chunk(request)).await;
+            let reply = reply.with_context(|| format!("check chunk {chunk} at {}", node.name))?;
+            match reply {
+                Ok(reply) => {
+                    let faults = reply.into_inner().faults.into_iter();
+                    return Ok(faults.map(|fault| fault.what).collect());
+                }
+                Err(status) if Instant::now() > deadline => {
+                    return Ok(vec![status.message().to_owned()]);
+                }
+                Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
             }
-            Err(status) => vec![status.message().to_owned()],
-        })
+        }
     }
 
     /// Chunks of every access node's catalog.
