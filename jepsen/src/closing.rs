@@ -21,11 +21,11 @@ use crate::{
 const RESTORE_SECONDS: u64 = 150;
 /// Time for one read of everything.
 const READ_LIMIT: Duration = Duration::from_secs(90);
-/// Time for the reads of one day, when everything cannot be read.
-const DAY_LIMIT: Duration = Duration::from_secs(3);
 /// The same two for a server with a planted bug: what it has lost will not come back.
 const PLANTED_RESTORE_LIMIT: Duration = Duration::from_secs(40);
 const PLANTED_READ_LIMIT: Duration = Duration::from_secs(10);
+/// Time for the reads of one day, when everything cannot be read.
+const DAY_LIMIT: Duration = Duration::from_secs(3);
 /// Time for replicas to have the last commits.
 const EVEN_LIMIT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(300);

@@ -1,9 +1,9 @@
 //! Faults: what they do, and the proof that they did it.
 //!
 //! [`plan`] says which comes when. Each runs as a task of its own: it waits for its nodes, does its work, proves it,
-//! waits, heals it, and waits until its nodes run again. Faults of files run alone, and only
-//! while every chunk has all its replicas and every byte of them was read and is right: a cluster that is left without
-//! any good copy has nothing to keep its promise with.
+//! waits, heals it, and waits until its nodes run again. Faults of files run alone, and only while every chunk has all
+//! its replicas and every byte of them was read and is right: a cluster that is left without any good copy has nothing
+//! to keep its promise with.
 
 mod clock;
 mod crowd;
