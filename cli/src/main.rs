@@ -119,6 +119,7 @@ fn main() -> ExitCode {
     // Directories hold users' data: nobody else may read them. Set before any thread is started.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     logging::install(cli.verb.log_name());
+    hypertide_storage::quiet_contained_panics();
     match execute(cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of the output has seen enough: `hypertide sql -c ... | head`.

@@ -103,7 +103,7 @@ impl Client {
 
     /// Does what is asked, within the limit.
     pub(crate) async fn run(&mut self, action: &Action) -> Result<Answer, Failure> {
-        let (limit, writes) = (self.limit, action.writes());
+        let (limit, writes) = (self.limit + action.held(), action.writes());
         match tokio::time::timeout(limit, self.attempt(action)).await {
             Ok(result) => result,
             Err(_) => {
@@ -146,7 +146,9 @@ impl Client {
             Action::Keys(keys) => self.keys(keys).await,
             Action::Transfer { wid, block } => self.transfer(*wid, *block).await,
             Action::Balances => self.pairs("accounts", "value", "key >= 0").await,
-            Action::Count { counter, block } => self.count(*counter, *block).await,
+            Action::Count { counter, block, held_ms } => {
+                self.count(*counter, *block, Duration::from_millis(*held_ms)).await
+            }
             Action::Counters => self.pairs("counters", "value", "key >= 0").await,
             Action::Swap { wid } => self.swap(*wid).await,
             Action::Registers => self.pairs("registers", "value", "key >= 0").await,

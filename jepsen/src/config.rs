@@ -7,6 +7,9 @@ use crate::{
     workload::rows::{Source, Times},
 };
 
+/// Memory for queries of a node, in MiB.
+pub(crate) const MEMORY_MIB: u64 = 256;
+
 /// A run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Config {

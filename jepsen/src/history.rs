@@ -6,6 +6,8 @@
 //! run. Rows that were read are recorded by number when they are just what was written, so that histories stay small,
 //! and in full when they are not.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::workload::rows::Row;
@@ -183,6 +185,9 @@ pub(crate) enum Action {
         counter: u64,
         /// In a transaction block.
         block: bool,
+        /// How long that stays open before its COMMIT, in milliseconds.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        held_ms: u64,
     },
     /// All counters at once.
     Counters,
@@ -202,6 +207,11 @@ pub(crate) enum Action {
     },
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl Action {
     /// Whether it changes anything.
     pub(crate) const fn writes(&self) -> bool {
@@ -218,6 +228,14 @@ impl Action {
                 | Self::Counters
                 | Self::Registers
         )
+    }
+
+    /// How long it waits by itself.
+    pub(crate) const fn held(&self) -> Duration {
+        match self {
+            Self::Count { held_ms, .. } => Duration::from_millis(*held_ms),
+            _ => Duration::ZERO,
+        }
     }
 
     /// One word for it.

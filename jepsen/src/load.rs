@@ -105,18 +105,23 @@ impl Load {
         keys
     }
 
-    /// Reads once after everything is healed, at this node; retried until it is answered or `deadline`.
-    pub(crate) async fn closing_read(&self, node: &Node, action: Action, deadline: Instant) {
+    /// Reads once after everything is healed, at this node; retried until it is answered or `deadline`. Whether it was.
+    pub(crate) async fn closing_read(
+        &self,
+        node: &Node,
+        action: Action,
+        deadline: Instant,
+    ) -> bool {
         loop {
             let start_us = self.now_us();
             let result = match Client::connect(node, self.source, self.limit * 4).await {
                 Ok(mut client) => client.run(&action).await,
                 Err(failure) => Err(failure),
             };
-            let done = result.is_ok() || Instant::now() > deadline;
+            let (answered, late) = (result.is_ok(), Instant::now() > deadline);
             self.note(Note { process: u64::MAX, node, start_us, closing: true }, &action, result);
-            if done {
-                return;
+            if answered || late {
+                return answered;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

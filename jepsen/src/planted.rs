@@ -30,7 +30,7 @@ const fn bug(
     Bug { name, workload, faults, checkers, data: None }
 }
 
-const BUGS: [Bug; 7] = [
+const BUGS: [Bug; 8] = [
     bug("bug_no_dedupe", ("retry", "none"), &["C4"]),
     bug("bug_reply_before_apply", ("insert", "none"), &["C1", "C6"]),
     bug("bug_visible_per_chunk", ("insert", "none"), &["C3", "C5"]),
@@ -38,6 +38,8 @@ const BUGS: [Bug; 7] = [
     bug("bug_ignore_joining", ("insert", "move"), &["C1", "C5"]),
     bug("bug_accept_stale_acks", ("insert", "move"), &["C1", "C5"]),
     bug("bug_truncate_on_checksum_error", ("insert", "flip,zero"), &["C1"]),
+    // With two data nodes only, so that no third one takes the chunks over.
+    Bug { data: Some(2), ..bug("bug_epoch_rule_off", ("hold", "swing"), &["C12"]) },
 ];
 
 /// What of it to run.

@@ -32,6 +32,8 @@ use crate::{
 
 /// Load after the last fault, in seconds: long enough to see writes and reads come back.
 const RECOVERY_SECONDS: u64 = 12;
+/// Time in which nobody asks anything, when all was looked at: what clients had open is closed by then.
+const IDLE_TIME: Duration = Duration::from_secs(6);
 /// Time for the faults to be over after the load's time is over.
 const FAULTS_LIMIT: Duration = Duration::from_secs(300);
 /// How often acknowledgements are counted while a fault waits for them.
@@ -116,21 +118,31 @@ impl Run {
             .collect();
         let replication = usize::from(self.config.replication());
         let nemesis = Arc::new(Nemesis::new(Arc::clone(cluster), clock, replication));
-        self.faults((&nemesis, &load), &started, faults).await?;
-        nemesis.heal(&started).await.context("heal the cluster")?;
+        // Whatever does not go as it should from here on is a part of the verdict, not the end of the run.
+        let mut missing = Vec::new();
+        let over = self.faults((&nemesis, &load), &started, faults).await;
+        missing.extend(over.err().map(|error| format!("{error:#}")));
+        missing.extend(nemesis.heal(&started).await);
         let micros = || u64::try_from(clock.elapsed().as_micros()).unwrap_or(u64::MAX);
         let healed_us = micros();
         tokio::time::sleep(Duration::from_secs(RECOVERY_SECONDS)).await;
         load.stop();
         saving.iter().for_each(Saving::stop);
-        wait_all(&mut clients).await?;
-        let mut closing = Closing { healed_us, stopped_us: micros(), ..Closing::default() };
+        missing.extend(wait_all(&mut clients).await.err().map(|error| format!("{error:#}")));
+        let stopped_us = micros();
+        let mut closing = Closing { healed_us, stopped_us, missing, ..Closing::default() };
         closing::observe(cluster, &load, (&self.config, &workload), &mut closing, clock).await;
         if let Some(saving) = saving {
-            closing.backups = saving.end(&self.config).await.context("restore the backups")?;
+            match saving.end(&self.config).await {
+                Ok(backups) => closing.backups = backups,
+                Err(error) => closing.missing.push(format!("restore the backups: {error:#}")),
+            }
         }
+        closing.idle_us = Some(micros());
+        tokio::time::sleep(IDLE_TIME).await;
         sampling.abort();
-        closing::end_nodes(cluster, &mut closing).await?;
+        let ended = closing::end_nodes(cluster, &mut closing).await;
+        closing.missing.extend(ended.err().map(|error| format!("{error:#}")));
         closing::read_logs(cluster, &mut closing);
         write_json(&dir.join("closing.json"), &closing)?;
         drop(load);
@@ -182,7 +194,7 @@ impl Run {
         Ok(())
     }
 
-    /// Does every fault at its time; returns when all are over.
+    /// Does every fault at its time; returns when all are over, or when they had time enough to be.
     async fn faults(
         &self,
         (nemesis, load): (&Arc<Nemesis>, &Arc<Load>),
@@ -294,6 +306,7 @@ pub(crate) fn read(dir: &Path) -> anyhow::Result<Evidence> {
         ops,
         faults: read_lines(&dir.join("schedule.jsonl"))?,
         closing: read_json(&dir.join("closing.json"))?,
+        usage: metrics::read(&dir.join("metrics.csv"))?,
     })
 }
 

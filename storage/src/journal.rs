@@ -30,9 +30,9 @@ use tokio::sync::oneshot;
 use crate::{
     Error,
     store::{
+        contain::contain,
         disk::{
-            Disk, Health, OpenError, OpenOptionsRedb, contain, failed, open_database, open_watched,
-            sync_dir,
+            Disk, Health, OpenError, OpenOptionsRedb, failed, open_database, open_watched, sync_dir,
         },
         handle::is_damage,
         held::Held,

@@ -42,6 +42,7 @@ pub use store::{
     ChunkReport, ChunkSpec, ChunkState, ChunkStore, Part, StoreConfig,
     cache::CacheStats,
     check::{CheckReport, Fault},
+    contain::quiet_contained_panics,
     disk::{Disk, FileDisk},
     order::{CompressionSpec, OrderBy},
     scrub::IntegrityStats,

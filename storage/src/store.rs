@@ -43,6 +43,7 @@ mod aside;
 pub(crate) mod cache;
 pub(crate) mod check;
 mod config;
+pub(crate) mod contain;
 pub(crate) mod disk;
 pub(crate) mod draft;
 pub(crate) mod file;

@@ -404,6 +404,26 @@ async fn a_lack_of_file_handles_passes() {
 }
 
 #[tokio::test]
+async fn a_lack_of_file_handles_at_any_moment_of_a_flush_does_not_end_the_store() {
+    const CALLS: u64 = 40;
+    let rows = rows_of(1, 10);
+    for call in 1..CALLS {
+        let machine = Machine::default();
+        let store = open(&machine).unwrap();
+        store.prepare(txn(1), vec![part(1, 0, &rows)]).await.unwrap();
+        store.decide(&[commit(1, 1, &[(1, 0)])]).unwrap();
+        machine.fail_at(call, Failure::NoHandle, false);
+        if let Err(refused) = store.flush(&[]) {
+            assert!(matches!(refused, Error::Overloaded(_)), "call {call}: {refused}");
+        }
+        machine.heal();
+        store.flush(&[]).unwrap();
+        assert_eq!(store.report(&[])[0].recent_rows, 0, "call {call}");
+        assert_eq!(read(&store, request(1, 1)).unwrap().len(), 10, "call {call}");
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_be_read_is_damage_and_is_opened_anew() {
     let machine = Machine::default();
     let config = StoreConfig { cache_bytes: 0, ..quiet() };

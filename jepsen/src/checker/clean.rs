@@ -1,7 +1,8 @@
 //! C16: failures are clean. No node panics; every refusal has an SQLSTATE of a kind that is meant for clients; no
-//! statement fails without a fault being on or just over; a node that is asked to end does.
+//! statement fails without a fault being on or just over; a node that is asked to end does; none uses more than it
+//! should ([`usage`]).
 
-use super::{Verdict, evidence::Evidence, violation};
+use super::{Verdict, evidence::Evidence, usage, violation};
 use crate::history::{Action, Op, Outcome, Path};
 
 /// Time after a fault in which statements may still fail.
@@ -35,6 +36,7 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
         });
     }
     quiet_times(evidence, &mut verdict);
+    usage::check(evidence, &mut verdict);
     verdict
 }
 

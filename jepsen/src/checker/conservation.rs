@@ -101,7 +101,7 @@ mod tests {
     fn lost_and_doubled_additions_are_found() {
         let mut plant = Plant::default();
         let add = |plant: &mut Plant, times, outcome| {
-            let action = Action::Count { counter: 0, block: false };
+            let action = Action::Count { counter: 0, block: false, held_ms: 0 };
             let answer = match outcome {
                 Outcome::Ok => Answer::Written { index: None, rows: 1 },
                 _ => Answer::Nothing,

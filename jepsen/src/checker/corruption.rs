@@ -27,8 +27,7 @@ mod tests {
         for (chunk, faults) in
             [(1, vec![]), (2, vec!["bad checksum".to_owned()]), (3, vec!["cut short".to_owned()])]
         {
-            let replica =
-                Replica { chunk, node: "d1".into(), rows: 1, csn: 1, chain: vec![], faults };
+            let replica = Replica { chunk, node: "d1".into(), faults, ..Replica::default() };
             plant.evidence.closing.replicas.push(replica);
         }
         let verdict = plant.verdict("C18");

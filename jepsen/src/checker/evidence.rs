@@ -21,14 +21,20 @@ pub(crate) struct CatalogChunk {
 }
 
 /// A replica as its data node has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Replica {
     /// The chunk's number.
     pub(crate) chunk: u64,
     /// The data node.
     pub(crate) node: String,
-    /// Rows in segments and in memory.
+    /// Rows in segments and in memory; of deleted ones each node lets go in its own time.
     pub(crate) rows: u64,
+    /// Rows that a snapshot sees, as the product's own check counted them.
+    #[serde(default)]
+    pub(crate) visible: Option<u64>,
+    /// What that check found wrong with it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) problem: String,
     /// The last commit that it has.
     pub(crate) csn: u64,
     /// Running hash over the commits.
@@ -54,6 +60,9 @@ pub(crate) struct Closing {
     pub(crate) healed_us: u64,
     /// When the clients were told to stop.
     pub(crate) stopped_us: u64,
+    /// When nobody asked anything any more; the nodes ran on for some seconds.
+    #[serde(default)]
+    pub(crate) idle_us: Option<u64>,
     /// When every chunk had its replicas again, if it came to that.
     pub(crate) restored_us: Option<u64>,
     /// Why it did not.
@@ -79,6 +88,21 @@ pub(crate) struct Closing {
     pub(crate) loopback: String,
 }
 
+/// What the process of a node used at one moment. Kept in `metrics.csv`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// The node.
+    pub(crate) node: String,
+    /// When.
+    pub(crate) at_us: u64,
+    /// Id of the process: another one after every start.
+    pub(crate) pid: u64,
+    /// Resident memory.
+    pub(crate) rss_kib: u64,
+    /// Open descriptors.
+    pub(crate) files: u64,
+}
+
 /// All of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Evidence {
@@ -90,4 +114,6 @@ pub(crate) struct Evidence {
     pub(crate) faults: Vec<Record>,
     /// The end.
     pub(crate) closing: Closing,
+    /// What the nodes used, in order of time.
+    pub(crate) usage: Vec<Usage>,
 }

@@ -28,6 +28,7 @@ pub(crate) mod restore;
 mod retention;
 mod snapshot;
 mod structure;
+mod usage;
 
 use serde::{Deserialize, Serialize};
 

@@ -37,7 +37,15 @@ impl Default for Plant {
             rate: 1.0,
         };
         let closing = Closing { restored_us: Some(0), ..Closing::default() };
-        Self { evidence: Evidence { config, ops: Vec::new(), faults: Vec::new(), closing } }
+        Self {
+            evidence: Evidence {
+                config,
+                ops: Vec::new(),
+                faults: Vec::new(),
+                closing,
+                usage: Vec::new(),
+            },
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! C8: when all is over, every replica that the catalog names is there, and all of a chunk are equal: the same last
-//! commit, the same running hash over the commits, the same rows, and nothing wrong in the file.
+//! commit, the same running hash over the commits, the same rows to be seen. The product's own check agrees.
+//!
+//! Rows that are there and that nobody sees any more, deleted ones, are no matter: each node lets go of them in its own time.
 
 use std::collections::BTreeMap;
 
@@ -33,19 +35,27 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
                 continue;
             };
             let other = first.get_or_insert(replica);
-            let same = (other.csn, &other.chain, other.rows)
-                == (replica.csn, &replica.chain, replica.rows);
+            let same = (other.csn, &other.chain, seen(other))
+                == (replica.csn, &replica.chain, seen(replica));
             verdict.fact(same, || {
                 let what = format!(
                     "chunk {} has {} rows up to commit {} at {} and {} up to {} at {}; chains {:02x?} and {:02x?}",
-                    chunk.id, other.rows, other.csn, other.node, replica.rows, replica.csn,
+                    chunk.id, seen(other), other.csn, other.node, seen(replica), replica.csn,
                     replica.node, other.chain, replica.chain
                 );
                 violation(what, &[])
             });
+            verdict.fact(replica.problem.is_empty(), || {
+                violation(format_args!("chunk {} at {node}: {}", chunk.id, replica.problem), &[])
+            });
         }
     }
     verdict
+}
+
+/// Rows to be seen; all that are there, where nobody counted those.
+fn seen(replica: &Replica) -> u64 {
+    replica.visible.unwrap_or(replica.rows)
 }
 
 #[cfg(test)]
@@ -56,7 +66,8 @@ mod tests {
     };
 
     fn replica(node: &str, rows: u64, csn: u64, chain: u8) -> Replica {
-        Replica { chunk: 1, node: node.into(), rows, csn, chain: vec![chain], faults: Vec::new() }
+        let (node, chain) = (node.into(), vec![chain]);
+        Replica { chunk: 1, node, rows, csn, chain, ..Replica::default() }
     }
 
     fn plant(replicas: &[Replica]) -> Plant {
@@ -75,6 +86,20 @@ mod tests {
         for other in [replica("d2", 4, 9, 1), replica("d2", 5, 8, 1), replica("d2", 5, 9, 2)] {
             assert_eq!(plant(&[d1.clone(), other]).verdict("C8").found, 1);
         }
+    }
+
+    #[test]
+    fn deleted_rows_that_are_there_still_are_no_matter_and_others_are() {
+        let visible =
+            |node, rows, visible| Replica { visible: Some(visible), ..replica(node, rows, 9, 1) };
+        assert_eq!(plant(&[visible("d1", 5, 4), visible("d2", 9, 4)]).verdict("C8").found, 0);
+        assert_eq!(plant(&[visible("d1", 5, 4), visible("d2", 5, 3)]).verdict("C8").found, 1);
+    }
+
+    #[test]
+    fn what_the_product_itself_finds_is_found() {
+        let wrong = Replica { problem: "another history".into(), ..replica("d2", 5, 9, 1) };
+        assert_eq!(plant(&[replica("d1", 5, 9, 1), wrong]).verdict("C8").found, 1);
     }
 
     #[test]

@@ -343,8 +343,18 @@ mod tests {
         let written = |index| Answer::Written { index: Some(index), rows: 1 };
         plant.op((0, 5), Action::Append { wid: 7 }, Outcome::Ok, written(6));
         plant.op((20, 25), Action::Append { wid: 8 }, Outcome::Ok, written(16));
-        plant.op((0, 5), Action::Count { counter: 0, block: false }, Outcome::Ok, written(7));
-        plant.op((0, 5), Action::Count { counter: 1, block: true }, Outcome::Info, Answer::Nothing);
+        plant.op(
+            (0, 5),
+            Action::Count { counter: 0, block: false, held_ms: 0 },
+            Outcome::Ok,
+            written(7),
+        );
+        plant.op(
+            (0, 5),
+            Action::Count { counter: 1, block: true, held_ms: 0 },
+            Outcome::Info,
+            Answer::Nothing,
+        );
         let source = plant.evidence.config.source();
         let values = |wid| {
             let pairs = source.appends(wid).into_iter();

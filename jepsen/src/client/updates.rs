@@ -1,5 +1,7 @@
 //! Statements about unique keys, and UPDATE, alone and in transaction blocks.
 
+use std::time::Duration;
+
 use super::{Client, Failure, index, number, signed};
 use crate::{
     history::{Answer, Outcome, Rule},
@@ -42,20 +44,25 @@ impl Client {
         }
         let take = format!("UPDATE accounts SET value = value - {amount} WHERE key = {from}");
         let give = format!("UPDATE accounts SET value = value + {amount} WHERE key = {to}");
-        self.block(&[&take, &give]).await
+        self.block(&[&take, &give], Duration::ZERO).await
     }
 
-    pub(super) async fn count(&self, counter: u64, block: bool) -> Result<Answer, Failure> {
+    pub(super) async fn count(
+        &self,
+        counter: u64,
+        block: bool,
+        held: Duration,
+    ) -> Result<Answer, Failure> {
         let sql = format!("UPDATE counters SET value = value + 1 WHERE key = {counter}");
         if block {
-            return self.block(&[&sql]).await;
+            return self.block(&[&sql], held).await;
         }
         let rows = self.changed(&sql).await?;
         Ok(self.written(rows).await)
     }
 
-    /// Statements in a transaction block.
-    async fn block(&self, statements: &[&str]) -> Result<Answer, Failure> {
+    /// Statements in a transaction block, which stays open for a while after them.
+    async fn block(&self, statements: &[&str], held: Duration) -> Result<Answer, Failure> {
         self.begin().await?;
         let mut rows = 0;
         for sql in statements {
@@ -64,6 +71,7 @@ impl Client {
                 Err(failure) => return Err(self.roll_back(failure).await),
             }
         }
+        tokio::time::sleep(held).await;
         self.changed("COMMIT").await?;
         Ok(self.written(rows).await)
     }

@@ -1,6 +1,9 @@
 //! What the harness asks the cluster about itself, through its public endpoints.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use hypertide_proto::wire::{
@@ -9,7 +12,7 @@ use hypertide_proto::wire::{
 };
 use tokio_postgres::{NoTls, SimpleQueryMessage, SimpleQueryRow};
 
-use super::{Cluster, Node, PG, RPC, Role};
+use super::{Cluster, Node, PG, POLL_INTERVAL, RPC, Role};
 use crate::checker::evidence::{CatalogChunk, Replica};
 
 /// Time for a connection.
@@ -20,6 +23,10 @@ const ASK_LIMIT: Duration = Duration::from_secs(30);
 const STATUS_LIMIT: Duration = Duration::from_secs(3);
 /// Time to read all of a chunk's file.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
+/// Time in which a refused check may be granted.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(3);
+/// Time to read every file of every replica.
+const CHECK_ALL_LIMIT: Duration = Duration::from_secs(60);
 
 /// A connection for questions.
 #[derive(Debug)]
@@ -94,6 +101,34 @@ pub(crate) fn in_words(error: &tokio_postgres::Error) -> anyhow::Error {
         Some(error) => anyhow::anyhow!("{}: {}", error.code().code(), error.message()),
         None => anyhow::anyhow!("{error}"),
     }
+}
+
+/// A replica as the product's own check saw it.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// The chunk's number.
+    pub(crate) chunk: u64,
+    /// The data node.
+    pub(crate) node: String,
+    /// Whether all is well with it, if that could be told.
+    pub(crate) whole: Option<bool>,
+    /// What is not.
+    pub(crate) problem: String,
+    /// Rows that the check's snapshot sees.
+    pub(crate) rows: Option<u64>,
+}
+
+/// Whether every replica of the catalog was read; chunks that came since hold nothing that was harmed.
+fn all_seen(chunks: &[CatalogChunk], seen: &[Seen]) -> Result<(), String> {
+    let newest = seen.iter().map(|seen| seen.chunk).max().unwrap_or_default();
+    for chunk in chunks.iter().filter(|chunk| chunk.id <= newest) {
+        let read =
+            |node: &&String| seen.iter().any(|seen| seen.chunk == chunk.id && seen.node == **node);
+        if let Some(node) = chunk.nodes.iter().find(|node| !read(node)) {
+            return Err(format!("chunk {} at {node} was not read", chunk.id));
+        }
+    }
+    Ok(())
 }
 
 impl Cluster {
@@ -192,6 +227,41 @@ impl Cluster {
             .map_or(Ok(()), |chunk| Err(format!("chunk {} has only {:?}", chunk.id, chunk.nodes))))
     }
 
+    /// Has the product check every replica in sync; with `checksums`, every file is read in full.
+    pub(crate) async fn check(&self, checksums: bool) -> anyhow::Result<Vec<Seen>> {
+        let check = format!(
+            "SELECT chunk_id, node_name, ok, problem, rows \
+             FROM hypertide_check(checksums => {checksums})"
+        );
+        let rows = self.sql().await?.run_within(&check, CHECK_ALL_LIMIT).await?;
+        let seen = |row: &SimpleQueryRow| {
+            let text = |at| row.try_get(at).ok().flatten().unwrap_or_default().to_owned();
+            let chunk = text(0).parse().unwrap_or_default();
+            let whole = match text(2).as_str() {
+                "t" => Some(true),
+                "f" => Some(false),
+                _ => None,
+            };
+            Seen { chunk, node: text(1), whole, problem: text(3), rows: text(4).parse().ok() }
+        };
+        Ok(rows.iter().map(seen).collect())
+    }
+
+    /// Whether every replica is there and whole; in words if not. All bytes of all of them are read, so that what was
+    /// harmed is noticed by its node now, and mended from then on.
+    pub(crate) async fn whole(&self, wanted: usize) -> anyhow::Result<Result<(), String>> {
+        if let Err(why) = self.redundant(wanted).await? {
+            return Ok(Err(why));
+        }
+        let seen = self.check(true).await?;
+        if let Some(bad) = seen.iter().find(|seen| seen.whole != Some(true)) {
+            return Ok(Err(format!("chunk {} at {}: {}", bad.chunk, bad.node, bad.problem)));
+        }
+        // A replica that came while the others were read was not read itself.
+        let chunks = self.chunks(&self.sql().await?).await?;
+        Ok(all_seen(&chunks, &seen))
+    }
+
     /// What every data node holds; with `check`, every file is read in full.
     pub(crate) async fn replicas(&self, check: bool) -> anyhow::Result<Vec<Replica>> {
         let status = self.status().await?;
@@ -210,6 +280,8 @@ impl Cluster {
                     chunk: report.chunk,
                     node: node.name.clone(),
                     rows: report.rows,
+                    visible: None,
+                    problem: String::new(),
                     csn: report.applied_csn,
                     chain: report.chain.to_vec(),
                     faults,
@@ -219,18 +291,26 @@ impl Cluster {
         Ok(found)
     }
 
+    /// What is wrong in the file of a replica. A check that is refused, since somebody else has the file at the moment,
+    /// is asked for again: only a refusal that stays is one more fault.
     async fn faults(&self, node: &Node, cluster: &[u8], chunk: u64) -> anyhow::Result<Vec<String>> {
         let mut client = self.channels.storage(&node.address(RPC))?;
-        let request = CheckChunkRequest { cluster: cluster.to_vec().into(), chunk };
-        let reply = tokio::time::timeout(CHECK_LIMIT, client.check_chunk(request)).await;
-        let reply = reply.with_context(|| format!("check chunk {chunk} at {}", node.name))?;
-        Ok(match reply {
-            Ok(reply) => {
-                let faults = reply.into_inner().faults.into_iter();
-                faults.map(|fault| fault.what).collect()
+        let deadline = Instant::now() + REFUSAL_LIMIT;
+        loop {
+            let request = CheckChunkRequest { cluster: cluster.to_vec().into(), chunk };
+            let reply = tokio::time::timeout(CHECK_LIMIT, client.check_chunk(request)).await;
+            let reply = reply.with_context(|| format!("check chunk {chunk} at {}", node.name))?;
+            match reply {
+                Ok(reply) => {
+                    let faults = reply.into_inner().faults.into_iter();
+                    return Ok(faults.map(|fault| fault.what).collect());
+                }
+                Err(status) if Instant::now() > deadline => {
+                    return Ok(vec![status.message().to_owned()]);
+                }
+                Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
             }
-            Err(status) => vec![status.message().to_owned()],
-        })
+        }
     }
 
     /// Chunks of every access node's catalog.
@@ -241,5 +321,33 @@ impl Cluster {
             catalogs.insert(node.name.clone(), self.chunks(&sql).await?);
         }
         Ok(catalogs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_was_not_read_is_told() {
+        let chunk = |id, nodes: &[&str]| CatalogChunk {
+            id,
+            name: String::new(),
+            table: String::new(),
+            nodes: nodes.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let seen = |chunk, node: &str| Seen {
+            chunk,
+            node: node.to_owned(),
+            whole: Some(true),
+            problem: String::new(),
+            rows: Some(5),
+        };
+        let read = [seen(1, "d1"), seen(1, "d2"), seen(3, "d1"), seen(3, "d3")];
+        let whole = [chunk(1, &["d1", "d2"]), chunk(3, &["d1", "d3"]), chunk(4, &["d1", "d2"])];
+        assert_eq!(all_seen(&whole, &read), Ok(()), "4 came later");
+        let moved = [chunk(1, &["d2", "d3"]), chunk(3, &["d1", "d3"])];
+        assert_eq!(all_seen(&moved, &read), Err("chunk 1 at d3 was not read".into()));
+        assert!(all_seen(&[chunk(2, &["d1"])], &read).is_err());
     }
 }

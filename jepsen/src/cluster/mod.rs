@@ -24,6 +24,8 @@ use net::{Net, Rules};
 pub(crate) use node::{Node, Role};
 use shim::Board;
 
+use crate::config::MEMORY_MIB;
+
 /// Ports, the same on every node.
 pub(crate) const PG: u16 = 5440;
 /// Flight SQL.
@@ -33,8 +35,6 @@ pub(crate) const RPC: u16 = 5460;
 /// Health and metrics.
 pub(crate) const HTTP: u16 = 5480;
 
-/// Memory for queries of a node, in MiB.
-const MEMORY_MIB: &str = "256";
 /// Time for the cluster to come up.
 const START_LIMIT: Duration = Duration::from_secs(90);
 /// Time for a node that was asked to stop.
@@ -299,7 +299,7 @@ fn line(binary: &str, node: &Node, (access, known): (&str, Ipv4Addr)) -> Vec<Str
         }
         Role::Data => say(&[binary, "data", "--name", &node.name, "--access", access]),
     }
-    say(&["--dir", &dir, "--rpc", &rpc, "--http", &http, "--memory-mib", MEMORY_MIB]);
+    say(&["--dir", &dir, "--rpc", &rpc, "--http", &http, "--memory-mib", &MEMORY_MIB.to_string()]);
     if known != node.ip {
         say(&["--advertise", &known.to_string()]);
     }

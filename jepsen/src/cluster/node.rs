@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::shim::Board;
+use crate::checker::evidence::Usage;
 use anyhow::{Context, bail};
 use nix::{
     sys::signal::{Signal, kill},
@@ -174,14 +175,14 @@ impl Node {
         stat.rsplit_once(") ")?.1.chars().next()
     }
 
-    /// Resident memory in KiB and open files.
-    pub(crate) fn usage(&self) -> Option<(u64, u64)> {
+    /// What the process uses, when it runs.
+    pub(crate) fn usage(&self, at_us: u64) -> Option<Usage> {
         let pid = self.pid()?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        let resident = resident.split_whitespace().next()?.parse().ok()?;
-        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
-        Some((resident, files as u64))
+        let rss_kib = resident.split_whitespace().next()?.parse().ok()?;
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64;
+        Some(Usage { node: self.name.clone(), at_us, pid: pid.into(), rss_kib, files })
     }
 }
 

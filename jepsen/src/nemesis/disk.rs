@@ -15,13 +15,13 @@ use crate::{
     seed::Rng,
 };
 
-/// Time for every chunk to have its other replica, before a file is touched.
+/// Time for every chunk to have its other replica, whole, before a file is touched.
 const READY_LIMIT: Duration = Duration::from_secs(45);
 /// Time for what was damaged to be whole again, before the next fault may come.
 const REPAIR_LIMIT: Duration = Duration::from_secs(120);
-/// Time for the cluster to notice that a disk is not what it was.
-const NOTICE_TIME: Duration = Duration::from_secs(5);
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Time in which the cluster may meet the harm by itself, in what it is asked, before all is read.
+const NOTICE_TIME: Duration = Duration::from_secs(3);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Bits flipped at one time.
 const BITS: u64 = 8;
 /// Size of a page that is zeroed.
@@ -66,7 +66,7 @@ impl Nemesis {
         self.revive(node).await?;
         // What is wrong is told either way; the next fault must not hit the only good copy meanwhile.
         tokio::time::sleep(NOTICE_TIME).await;
-        self.wait_redundant(REPAIR_LIMIT).await.ok();
+        self.wait_whole(REPAIR_LIMIT).await.ok();
         let what = match done {
             Ok(Effect::Done { proof, .. }) => proof.as_str(),
             _ => "nothing",
@@ -75,23 +75,25 @@ impl Nemesis {
         anyhow::bail!(super::Down(words))
     }
 
-    /// Waits until what was damaged is whole. A disk that came back empty or old counts as whole until the cluster has
-    /// noticed, and the next fault would hit the only good copy.
+    /// Waits until what was harmed is whole.
+    ///
+    /// The harmed bytes may be such that nothing has read yet: the chunk counts as whole until something does, and the
+    /// next fault would hit its only good copy. So all bytes of all replicas are read, until nothing is wrong with any.
     async fn whole_again(&self, event: &Event) -> anyhow::Result<()> {
         if event.kind != Kind::Full {
             tokio::time::sleep(NOTICE_TIME).await;
         }
-        self.wait_redundant(REPAIR_LIMIT).await
+        self.wait_whole(REPAIR_LIMIT).await
     }
 
     async fn ready(&self) -> anyhow::Result<()> {
-        self.wait_redundant(READY_LIMIT).await
+        self.wait_whole(READY_LIMIT).await
     }
 
-    async fn wait_redundant(&self, limit: Duration) -> anyhow::Result<()> {
+    async fn wait_whole(&self, limit: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + limit;
         loop {
-            let why = match self.cluster.redundant(self.replication).await {
+            let why = match self.cluster.whole(self.replication).await {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(why)) => anyhow::anyhow!(why),
                 Err(error) => error,

@@ -92,7 +92,8 @@ impl Nemesis {
         Ok(if left < held { Effect::seen(proof) } else { Effect::unseen(proof) })
     }
 
-    async fn held(&self, name: &String) -> anyhow::Result<usize> {
+    /// Chunks that count on a node.
+    pub(super) async fn held(&self, name: &String) -> anyhow::Result<usize> {
         let chunks = self.cluster.chunks(&self.cluster.sql().await?).await?;
         Ok(chunks.iter().filter(|chunk| chunk.nodes.contains(name)).count())
     }

@@ -1,8 +1,9 @@
 //! Faults: what they do, and the proof that they did it.
 //!
 //! [`plan`] says which comes when. Each runs as a task of its own: it waits for its nodes, does its work, proves it,
-//! waits, heals it, and waits until its nodes run again. Faults of files run alone, and only while every chunk has
-//! another replica: a cluster that is left without any good copy has nothing to keep its promise with.
+//! waits, heals it, and waits until its nodes run again. Faults of files run alone, and only while every chunk has all
+//! its replicas and every byte of them was read and is right: a cluster that is left without any good copy has nothing
+//! to keep its promise with.
 
 mod clock;
 mod crowd;
@@ -15,6 +16,7 @@ pub(crate) mod plan;
 mod power;
 mod process;
 mod resources;
+mod swing;
 
 use std::{
     sync::Arc,
@@ -193,30 +195,40 @@ impl Nemesis {
         Ok(())
     }
 
-    /// Ends whatever is still on: wakes and starts every node of `names`, and takes every packet filter back.
-    pub(crate) async fn heal(&self, names: &[String]) -> anyhow::Result<()> {
+    /// Ends whatever is still on: wakes and starts every node of `names`, and takes every packet filter back. Gives what
+    /// could not be ended.
+    pub(crate) async fn heal(&self, names: &[String]) -> Vec<String> {
+        let mut troubles = Vec::new();
         for node in &self.cluster.nodes {
-            if let Some(namespace) = &node.namespace
-                && crate::cluster::net::filter_possible().await.is_ok()
-            {
-                command::run(&["ip", "netns", "exec", namespace, "nft", "flush", "ruleset"])
-                    .await
-                    .context("take packet filters back")?;
-            }
-            if let Ok(board) = node.board() {
-                board.calm().context("end faults of files and clocks")?;
-            }
-            if node.alive() {
-                node.signal(nix::sys::signal::Signal::SIGCONT)?;
-            } else if names.contains(&node.name) {
-                self.revive(node).await?;
+            if let Err(error) = self.heal_node(node, names.contains(&node.name)).await {
+                troubles.push(format!("heal {}: {error:#}", node.name));
             }
         }
         *self.cluster.rules.lock().await = Rules::default();
         if let Some(links) = &self.cluster.links {
             links.clear_all();
         }
-        Ok(())
+        troubles
+    }
+
+    async fn heal_node(&self, node: &Node, runs: bool) -> anyhow::Result<()> {
+        if let Some(namespace) = &node.namespace
+            && crate::cluster::net::filter_possible().await.is_ok()
+        {
+            command::run(&["ip", "netns", "exec", namespace, "nft", "flush", "ruleset"])
+                .await
+                .context("take packet filters back")?;
+        }
+        if let Ok(board) = node.board() {
+            board.calm().context("end faults of files and clocks")?;
+        }
+        if node.alive() {
+            node.signal(nix::sys::signal::Signal::SIGCONT)
+        } else if runs {
+            self.revive(node).await
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -52,6 +52,8 @@ kinds! {
     Roll = "roll" in Process,
     /// one node frozen by its control group, thawed later
     Freeze = "freeze" in Process,
+    /// two data nodes stopped in turn, each until no chunk counts on it, and woken until all do again
+    Swing = "swing" in Process,
     /// power cut of one node: what was written and not synced is lost in part, sector by sector
     Power = "power" in Process,
     /// power cut of every node at once
@@ -304,6 +306,7 @@ fn faster(ms: u64, rate: f64) -> u64 {
 fn duration(kind: Kind, rng: &mut Rng) -> u64 {
     match kind.class() {
         _ if kind == Kind::Roll => rng.range(2_000, 5_000),
+        _ if kind == Kind::Swing => rng.range(20_000, 40_000),
         _ if kind == Kind::Stale => rng.range(2_000, 10_000),
         Class::Process => rng.range(300, 7_000),
         Class::Network | Class::Resources | Class::Clock => rng.range(1_500, 9_000),
@@ -347,6 +350,12 @@ fn target(kind: Kind, frame: Frame<'_>, rng: &mut Rng) -> Target {
             let mut names = everyone();
             shuffle(&mut names, rng);
             names.truncate(if kind == Kind::Pair { 2 } else { names.len() });
+            Target::Nodes(names)
+        }
+        Kind::Swing => {
+            let mut names = frame.data.to_vec();
+            shuffle(&mut names, rng);
+            names.truncate(2);
             Target::Nodes(names)
         }
         Kind::Roles | Kind::Crowd => one(frame.access, rng),

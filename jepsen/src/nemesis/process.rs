@@ -13,6 +13,7 @@ impl Nemesis {
             Kind::Power | Kind::PowerAll => self.power(event, nodes).await,
             Kind::SyncError | Kind::WriteError => self.failing(event, nodes).await,
             Kind::Roll => self.roll(nodes).await,
+            Kind::Swing => self.swing(event, nodes).await,
             Kind::Terminate => self.stop_and_start(event, nodes, Signal::SIGTERM).await,
             _ => self.stop_and_start(event, nodes, Signal::SIGKILL).await,
         }

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::{Effect, Nemesis, plan::Event, plan::Kind, rest};
-use crate::cluster::{Node, command, group::Group};
+use crate::{
+    checker::evidence::Usage,
+    cluster::{Node, command, group::Group},
+};
 
 /// A turn of a throttled process: it runs, then it waits.
 const RUN: Duration = Duration::from_millis(15);
@@ -68,7 +71,7 @@ impl Nemesis {
 
     /// Limits the process to the files that it has open.
     async fn files(&self, event: &Event, node: &Node) -> anyhow::Result<Effect> {
-        let Some((pid, (_, open))) = node.pid().zip(node.usage()) else {
+        let Some(Usage { pid, files: open, .. }) = node.usage(0) else {
             return Ok(Effect::Skipped(format!("{} does not run", node.name)));
         };
         let pid = format!("--pid={pid}");
@@ -80,10 +83,15 @@ impl Nemesis {
         command::run(&["prlimit", &pid, &set(&open.to_string())]).await?;
         let now = command::run(&get).await?;
         rest(event).await;
-        if node.alive() {
+        // A node that could not do without may have ended itself; it is for the operator to start it.
+        let ended = !node.alive();
+        if ended {
+            self.revive(node).await?;
+        } else {
             command::run(&["prlimit", &pid, &set(&usual)]).await?;
         }
-        let proof = format!("{open} files at most, instead of {}", usual.trim());
+        let usual = usual.trim();
+        let proof = format!("{open} files at most, instead of {usual}; the process ended: {ended}");
         let limited = now.trim() == open.to_string();
         Ok(if limited { Effect::seen(proof) } else { Effect::unseen(proof) })
     }

@@ -16,6 +16,7 @@
 //! | [`keys`] | unique keys: DO UPDATE, DO NOTHING, and refusal |
 //! | [`bank`] | UPDATE moves money between accounts |
 //! | [`counter`] | UPDATE adds one |
+//! | [`hold`] | the same in blocks that stay open for long |
 //! | [`registers`] | transaction blocks that read two registers and write one |
 //! | [`mixed`] | all that needs neither keys nor UPDATE |
 
@@ -25,6 +26,7 @@ mod bank;
 mod counter;
 mod ddl;
 mod edges;
+mod hold;
 mod insert;
 mod keys;
 mod mixed;
@@ -90,6 +92,8 @@ pub(crate) enum Kind {
     Balances,
     /// One more.
     Count,
+    /// One more, in a block that stays open for a while.
+    Hold,
     /// Read of counters.
     Counters,
     /// Read and write of registers in one transaction.
@@ -121,7 +125,7 @@ pub(crate) struct Workload {
 }
 
 /// Every workload.
-pub(crate) const WORKLOADS: [Workload; 15] = [
+pub(crate) const WORKLOADS: [Workload; 16] = [
     insert::WORKLOAD,
     retry::WORKLOAD,
     append::WORKLOAD,
@@ -135,6 +139,7 @@ pub(crate) const WORKLOADS: [Workload; 15] = [
     keys::WORKLOAD,
     bank::WORKLOAD,
     counter::WORKLOAD,
+    hold::WORKLOAD,
     registers::WORKLOAD,
     mixed::WORKLOAD,
 ];

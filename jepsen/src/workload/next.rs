@@ -15,6 +15,9 @@ const TABLES: u64 = 4;
 const RETIRED_DAYS_MAX: u64 = 3;
 /// Statements back that a read by statement looks, to catch them in flight.
 const RECENT: u64 = 12;
+/// How long a block stays open, in milliseconds: long enough for the replicas of a chunk to leave it and come back one
+/// after the other, and less than the half minute after which nobody waits for it any more.
+const HELD_MS: (u64, u64) = (12_000, 26_000);
 /// Statements that may have been begun while reads of everything are still made: later they would be all there is.
 const WHOLE_READS_UNTIL: u64 = 2_000;
 
@@ -72,7 +75,12 @@ impl Next {
             Kind::Balances => Action::Balances,
             Kind::Count => {
                 let counter = self.rng.range(0, COUNTERS);
-                Action::Count { counter, block: self.rng.chance(50) }
+                Action::Count { counter, block: self.rng.chance(50), held_ms: 0 }
+            }
+            Kind::Hold => {
+                let counter = self.rng.range(0, COUNTERS);
+                let held_ms = self.rng.range(HELD_MS.0, HELD_MS.1);
+                Action::Count { counter, block: true, held_ms }
             }
             Kind::Counters => Action::Counters,
             Kind::Swap => Action::Swap { wid },

@@ -25,7 +25,7 @@ use crate::{
     segment::{Effort, EncodeOptions, SEGMENT_ROWS_MAX, Segment, SegmentKey},
     store::{
         Inner,
-        disk::contain,
+        contain::contain,
         draft::Draft,
         file::{ChunkFile, Segments, stored},
         flush::{FLUSH_RESERVE_BYTES, encode_run, save_manifest},

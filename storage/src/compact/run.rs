@@ -14,7 +14,7 @@ use crate::{
     segment::Segment,
     store::{
         Inner,
-        disk::contain,
+        contain::contain,
         file::Write,
         flush::{encode_runs, save_manifest},
         order::natural,

@@ -8,20 +8,24 @@ use std::{
     fs::{File, OpenOptions},
     io,
     ops::Bound,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use redb::{
     BackendError, Builder, DatabaseError, ReadOnlyDatabase, StorageBackend, backends::FileBackend,
 };
 
-use super::held::Held;
+use super::{contain::contain, held::Held};
 use crate::Error;
+
+/// How long a lack of handles is waited out where nothing else can be done, and the pause between two attempts.
+const SCARCITY_PATIENCE: Duration = Duration::from_secs(20);
+const SCARCITY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A file system. Names in a directory last only after [`Disk::sync_dir`], bytes of a file after its own sync.
 pub trait Disk: fmt::Debug + Send + Sync {
@@ -302,18 +306,18 @@ impl OpenError {
     }
 }
 
-/// Runs `work` on bytes that may be damaged: a panic of the database becomes the text of it.
-pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        format!("the database file is inconsistent: {}", text.unwrap_or("no reason given"))
-    })
-}
-
 /// Makes the names in a directory durable: redb syncs files, never the directory that names them.
+///
+/// The directory has to be opened for it. When there is no handle, one is waited for: what is to be synced has been done
+/// already and cannot be taken back, and a store that went on without would promise what it does not hold.
 pub(crate) fn sync_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
-    disk.sync_dir(dir).map_err(failed(format_args!("sync directory {}", dir.display())))
+    let deadline = Instant::now() + SCARCITY_PATIENCE;
+    let mut synced = disk.sync_dir(dir);
+    while synced.as_ref().is_err_and(is_scarcity) && Instant::now() < deadline {
+        std::thread::sleep(SCARCITY_PAUSE);
+        synced = disk.sync_dir(dir);
+    }
+    synced.map_err(failed(format_args!("sync directory {}", dir.display())))
 }
 
 /// Turns a failure of the disk or of redb into [`Error::Disk`].

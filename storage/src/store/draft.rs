@@ -14,7 +14,8 @@ use hypertide_proto::ids::ChunkId;
 use redb::{Durability, TableHandle, WriteTransaction};
 
 use super::{
-    disk::{Disk, Health, contain},
+    contain::contain,
+    disk::{Disk, Health},
     file::{ChunkFile, encoded_bytes, put_segment},
     handle::{failure, open},
     held::Held,

@@ -14,7 +14,7 @@ use hypertide_proto::ids::ChunkId;
 
 use super::{
     Inner,
-    disk::contain,
+    contain::contain,
     file::{ChunkFile, Write, segment_error},
     sort::{Sorted, runs},
 };

@@ -22,9 +22,9 @@ use hypertide_proto::ids::ChunkId;
 use redb::{Database, ReadOnlyDatabase, ReadTransaction, ReadableDatabase};
 
 use super::{
+    contain::contain,
     disk::{
-        Ailment, Disk, Health, OpenError, OpenOptionsRedb, contain, failed, open_read_only,
-        open_watched,
+        Ailment, Disk, Health, OpenError, OpenOptionsRedb, failed, open_read_only, open_watched,
     },
     held::Held,
 };

@@ -12,7 +12,7 @@ use std::{
 
 use redb::{Database, DatabaseError};
 
-use super::disk::contain;
+use super::contain::contain;
 
 /// An open database. It writes when it is closed, which a damaged file makes redb panic at.
 #[derive(Debug)]

@@ -12,8 +12,11 @@ use redb::{
 };
 use serde::de::DeserializeOwned;
 
-use super::disk::{Disk, OpenError, OpenOptionsRedb, contain, failed, open_database, sync_dir};
 use super::held::Held;
+use super::{
+    contain::contain,
+    disk::{Disk, OpenError, OpenOptionsRedb, failed, open_database, sync_dir},
+};
 use crate::{
     Error,
     tables::{self, FORMAT, Identity, Manifest},

@@ -42,7 +42,7 @@ pub enum Failure {
     Short,
     /// There is no room.
     Full,
-    /// There is no file handle; only for opening a file.
+    /// There is no file handle; only for opening a file, or a directory that is to be synced.
     NoHandle,
 }
 
@@ -209,7 +209,7 @@ impl State {
         self.calls += 1;
         let (at, failure, stay) = self.fail?;
         let due = self.calls == at || stay && self.calls > at;
-        // What only opening a file can meet waits for the next one.
+        // What only opening something can meet waits for the next one.
         if failure == Failure::NoHandle {
             let due = opening && self.calls >= at;
             if due && !stay {
@@ -314,7 +314,7 @@ impl Disk for Machine {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.lock();
-        if let Some(failure) = state.call(false) {
+        if let Some(failure) = state.call(true) {
             return Err(failure.error());
         }
         state.done(Op::SyncDir { dir: dir.to_owned() });

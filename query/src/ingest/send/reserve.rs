@@ -75,6 +75,10 @@ impl Writer {
 
     /// Fails when the replicas of a chunk that it reserved something in have changed.
     pub(super) fn check_epochs(&self) -> Result<(), Error> {
+        #[cfg(feature = "bug_epoch_rule_off")]
+        if hypertide_proto::planted::shown("bug_epoch_rule_off") {
+            return Ok(());
+        }
         let changed = |share: &&Share| share.keyed.is_some_and(|epoch| epoch != share.chunk.epoch);
         match self.shares.values().find(changed) {
             Some(share) => {

@@ -10,7 +10,8 @@ use crate::{
     segment::SegmentKey,
     store::{
         Inner,
-        disk::{OpenError, OpenOptionsRedb, contain, open_database},
+        contain::contain,
+        disk::{OpenError, OpenOptionsRedb, open_database},
         file::ChunkFile,
         files::NewFile,
         held::Held,
