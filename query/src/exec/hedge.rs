@@ -28,7 +28,7 @@ const PROBE_PAUSE: Duration = Duration::from_secs(1);
 pub(super) enum Slow {
     /// It takes long.
     Late,
-    /// Its node does not answer at all.
+    /// Its node does not answer at all, or has failed.
     Silent,
 }
 
@@ -45,13 +45,13 @@ pub(super) async fn slow(statement: &Statement, node: NodeId) -> Slow {
         }
     };
     tokio::select! {
-        () = silent => Slow::Silent,
+        silent = silent => silent,
         () = late => Slow::Late,
     }
 }
 
 /// Resolves when the node leaves [`PROBES`] questions in a row unanswered.
-pub(super) async fn silent(statement: &Statement, node: NodeId) {
+pub(super) async fn silent(statement: &Statement, node: NodeId) -> Slow {
     tokio::time::sleep(PROBE_AFTER).await;
     let mut unanswered = 0;
     while unanswered < PROBES {
@@ -68,6 +68,7 @@ pub(super) async fn silent(statement: &Statement, node: NodeId) {
             }
         }
     }
+    Slow::Silent
 }
 
 /// Whether the node answers a question that costs it nothing.

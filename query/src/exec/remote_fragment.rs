@@ -26,7 +26,7 @@ use datafusion::{
 };
 use hypertide_proto::ids::NodeId;
 
-use super::{ChunkScanExec, ScanPlan, run::Reports, send::NodeReport};
+use super::{ChunkScanExec, ScanPlan, hedge::Slow, run::Reports, send::NodeReport};
 use crate::route::{Fragment, ScanChunk, buckets_apart, route};
 
 /// How far the chunks of a fragment may be spread over nodes without changing its result.
@@ -62,6 +62,8 @@ pub(crate) struct RemoteFragmentExec {
     spread: Spread,
     /// Nodes that are not asked again.
     failed: BTreeSet<NodeId>,
+    /// Whether it runs beside a node that is late: it gets no such rival itself.
+    rival: bool,
     reports: Reports,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
@@ -83,6 +85,7 @@ impl RemoteFragmentExec {
             summaries,
             spread: Spread::Any,
             failed: BTreeSet::new(),
+            rival: false,
             reports: Reports::default(),
             properties,
             metrics: ExecutionPlanMetricsSet::new(),
@@ -136,18 +139,30 @@ impl RemoteFragmentExec {
         &self.metrics
     }
 
-    /// The fragment of a node on the other replicas of its chunks, as one partition.
-    pub(super) fn elsewhere(&self, failed: &Fragment) -> Option<Arc<dyn ExecutionPlan>> {
+    /// Whether it runs beside a node that is late.
+    pub(super) fn rival(&self) -> bool {
+        self.rival
+    }
+
+    /// The fragment of a node on the other replicas of its chunks, as one partition. A node that is only late is asked
+    /// again when one of these fails.
+    pub(super) fn elsewhere(
+        &self,
+        fragment: &Fragment,
+        why: Slow,
+    ) -> Option<Arc<dyn ExecutionPlan>> {
         let mut except = self.failed.clone();
-        except.insert(failed.node);
-        let fragments = route(&failed.chunks, &except).ok()?;
+        except.insert(fragment.node);
+        let fragments = route(&fragment.chunks, &except).ok()?;
         if !self.spread.allows(&fragments) {
             return None;
         }
         let properties = properties_of(&self.inner, fragments.len());
+        let late = why == Slow::Late;
         let rerouted = Self {
             fragments,
-            failed: except,
+            failed: if late { self.failed.clone() } else { except },
+            rival: self.rival || late,
             reports: Reports::default(),
             properties,
             metrics: ExecutionPlanMetricsSet::new(),

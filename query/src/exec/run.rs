@@ -165,7 +165,13 @@ impl RemoteFragmentExec {
         let began = Instant::now();
         let mut opening = pin!(self.ask(&statement, &piece, plan, &context));
         let may_race = statement.hedged && piece.replicated();
-        let slow = async { if may_race { slow(&statement, node).await } else { pending().await } };
+        let slow = async {
+            match (may_race, self.rival()) {
+                (false, _) => pending().await,
+                (true, false) => slow(&statement, node).await,
+                (true, true) => silent(&statement, node).await,
+            }
+        };
         let slow = tokio::select! {
             biased;
             kept = &mut opening => {
@@ -177,7 +183,7 @@ impl RemoteFragmentExec {
         if slow == Slow::Silent {
             self.avoid(&statement, node, &"it does not answer");
         }
-        let Some(other) = self.elsewhere(&piece.fragment) else {
+        let Some(other) = self.elsewhere(&piece.fragment, slow) else {
             return self.pass_on(&piece, opening.await, &context);
         };
         tracing::debug!(node = self.node_name(node), ?slow, "fragment is sent twice");
@@ -270,7 +276,7 @@ impl RemoteFragmentExec {
         let node = piece.fragment.node;
         if other_node_may_do(&error) {
             self.note_failure(statement, node, &error);
-            if let Some(plan) = self.elsewhere(&piece.fragment) {
+            if let Some(plan) = self.elsewhere(&piece.fragment, Slow::Silent) {
                 return plan.execute(0, Arc::clone(context));
             }
         }
@@ -342,7 +348,7 @@ impl Passing {
         tokio::select! {
             biased;
             next = rows.next() => next,
-            () = silent(&self.statement, self.piece.fragment.node) => {
+            _ = silent(&self.statement, self.piece.fragment.node) => {
                 Some(Err(RpcError::new(Code::Unavailable, "it does not answer any more")))
             }
         }

@@ -70,6 +70,8 @@ pub(super) enum Trouble {
     Break { after: usize },
     /// Nothing more comes.
     Silence { after: usize },
+    /// It begins late.
+    Late { by: Duration },
 }
 
 /// Runs fragments, with trouble.
@@ -94,6 +96,13 @@ impl Fragments for Troubled {
             Trouble::Break { after } => {
                 let broken = stream::iter([Err(Status::unavailable("it broke"))]);
                 replies.take(after).chain(broken).boxed()
+            }
+            Trouble::Late { by } => {
+                let late = stream::once(async move {
+                    tokio::time::sleep(by).await;
+                    replies
+                });
+                late.flatten().boxed()
             }
             Trouble::Silence { after } => replies.take(after).chain(stream::pending()).boxed(),
         };
