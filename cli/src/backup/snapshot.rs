@@ -62,6 +62,9 @@ impl Snapshot {
     pub(super) async fn open(place: &Place) -> anyhow::Result<Self> {
         let access = place.access().await?;
         let holder = load::connect(&access.pg).await?;
+        // It says nothing while others read.
+        let patient = "SET idle_in_transaction_session_timeout = 0";
+        holder.batch_execute(patient).await.context("set a timeout")?;
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         holder.batch_execute(begin).await.context("begin a transaction")?;
         let sql = "SELECT pg_export_snapshot(), hypertide_snapshot(), hypertide_cluster()";

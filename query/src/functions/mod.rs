@@ -8,6 +8,7 @@ mod product;
 #[cfg(test)]
 mod tests;
 mod time_bucket;
+mod time_series;
 mod to_text;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use datafusion::{
 use first_last::{End, FirstLast};
 use interval::{IntervalArithmetic, Scale, ScaleInterval};
 use product::Product;
+pub(crate) use time_series::TIME_SERIES;
 pub(crate) use to_text::{as_text, differs_as_text, to_text};
 
 /// Adds them to a state that holds DataFusion's own, and replaces those of the same name.
@@ -27,6 +29,7 @@ pub(crate) fn register(state: &mut SessionState) -> Result<()> {
     let scalars = [
         ScalarUDF::from(now::Now::new()),
         ScalarUDF::from(time_bucket::TimeBucket::new()),
+        ScalarUDF::from(time_series::TimeSeries::new()),
         ScalarUDF::from(Product::version()),
         ScalarUDF::from(Product::current_database()),
         ScalarUDF::from(ScaleInterval::new(Scale::Times)),

@@ -10,19 +10,25 @@
 //! | `a LIKE b ESCAPE '/'` | with the backslash as escape |
 //! | `options \|\| ARRAY(SELECT … FROM unnest(t.reloptions))` | `options` |
 //! | `FROM generate_series(1, 3) i` | `FROM generate_series(1, 3) AS i(i)` |
+//! | `FROM generate_series(a, b, INTERVAL '1 h') t` | `FROM (SELECT unnest(hypertide_time_series(a, b, …))) AS t(t)` |
 //! | `SELECT … FROM` a table that never has rows | as many NULLs, no row |
 //! | `(SELECT … FROM pg_attrdef …)`, `pg_type` | with `max`, as it has one row at most |
 
 use std::{collections::BTreeSet, ops::ControlFlow};
 
-use datafusion::sql::sqlparser::ast::{
+use datafusion::sql::sqlparser::{
+    ast::{
     BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
     FunctionArguments, GroupByExpr, Ident, JoinOperator, ObjectName, ObjectNamePart, Query, Select,
     SelectItem, SetExpr, Statement, TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins,
-    Value, Visit, VisitMut, Visitor, VisitorMut,
+    TypedString, Value, Visit, VisitMut, Visitor, VisitorMut,
+    },
+    dialect::PostgreSqlDialect,
+    parser::Parser,
 };
 
 use super::{PG_CATALOG, functions, tables};
+use crate::functions::TIME_SERIES;
 
 /// Columns whose value follows from there being a row.
 const IMPLIED: &str = "atthasdef";
@@ -82,10 +88,18 @@ impl VisitorMut for Rewriter {
     }
 
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
-        if let TableFactor::Table { name, args: Some(_), alias, .. } = factor
+        if let TableFactor::Table { name, args: Some(arguments), alias, .. } = factor
             && parts(name).last().is_some_and(|name| name == SERIES)
         {
             name_column(alias);
+            if let Some(times) = time_series(&arguments.args) {
+                *factor = TableFactor::Derived {
+                    lateral: false,
+                    subquery: times,
+                    alias: alias.take(),
+                    sample: None,
+                };
+            }
         }
         ControlFlow::Continue(())
     }
@@ -102,6 +116,40 @@ impl VisitorMut for Rewriter {
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         rewrite_expr(expr);
         ControlFlow::Continue(())
+    }
+}
+
+/// `SELECT unnest(…)` of a series of times, if the arguments are those of one: the last is an interval.
+fn time_series(arguments: &[FunctionArg]) -> Option<Box<Query>> {
+    let [_, _, FunctionArg::Unnamed(FunctionArgExpr::Expr(step))] = arguments else { return None };
+    if !is_interval(step) {
+        return None;
+    }
+    let argument = |argument: &FunctionArg| match argument {
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => Some(expr.clone()),
+        _ => None,
+    };
+    let arguments = arguments.iter().map(argument).collect::<Option<Vec<_>>>()?;
+    let values = call("unnest", vec![call(TIME_SERIES, arguments)]);
+    let statement = format!("SELECT {values}");
+    match Parser::parse_sql(&PostgreSqlDialect {}, &statement).ok()?.pop()? {
+        Statement::Query(query) => Some(query),
+        _ => None,
+    }
+}
+
+/// Whether an expression is an interval as it stands. A text beside two times can be nothing else.
+fn is_interval(expr: &Expr) -> bool {
+    match expr {
+        Expr::Interval(_) => true,
+        Expr::Value(value) => matches!(value.value, Value::SingleQuotedString(_)),
+        Expr::Cast { data_type, .. } | Expr::TypedString(TypedString { data_type, .. }) => {
+            matches!(data_type, DataType::Interval { .. })
+        }
+        Expr::Nested(inner) | Expr::UnaryOp { expr: inner, .. } => is_interval(inner),
+        Expr::BinaryOp { left, right, .. } => is_interval(left) || is_interval(right),
+        Expr::Function(function) => parts(&function.name) == ["make_interval"],
+        _ => false,
     }
 }
 
