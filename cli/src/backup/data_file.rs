@@ -16,6 +16,7 @@ use arrow::{
     ipc::{reader::StreamReader, writer::StreamWriter},
 };
 use hypertide_proto::schema::ColumnType;
+use hypertide_storage::batch::bytes_of;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
@@ -86,7 +87,7 @@ impl Writer {
             }
         };
         open.rows += batch.num_rows() as u64;
-        open.bytes += batch.get_array_memory_size();
+        open.bytes += bytes_of(batch);
         open.stream.write(batch)?;
         if open.rows >= ROWS_MAX || open.bytes >= BYTES_MAX {
             self.close()?;

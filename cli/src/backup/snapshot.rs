@@ -139,6 +139,7 @@ pub(super) async fn definitions(client: &tokio_postgres::Client) -> anyhow::Resu
 pub(super) fn in_words(error: tokio_postgres::Error) -> anyhow::Error {
     match error.as_db_error() {
         Some(said) => anyhow::anyhow!("{} (SQLSTATE {})", said.message(), said.code().code()),
+        None if error.is_closed() => anyhow::anyhow!("the access node is gone; run it again"),
         None => error.into(),
     }
 }

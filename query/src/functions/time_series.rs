@@ -66,16 +66,16 @@ impl ScalarUDFImpl for TimeSeries {
             return plan_err!("generate_series takes two times and an interval");
         };
         let plain = |time: &DataType| matches!(time, DataType::Timestamp(_, None));
-        let unknown = |time: &DataType| {
-            matches!(time, DataType::Utf8 | DataType::Utf8View | DataType::Null)
-        };
+        let unknown =
+            |time: &DataType| matches!(time, DataType::Utf8 | DataType::Utf8View | DataType::Null);
         for time in [start, end] {
             if !unknown(time) && !matches!(time, DataType::Timestamp(..) | DataType::Date32) {
                 return plan_err!("generate_series with an interval does not take {time}");
             }
         }
         // With a date or a text beside it the other bound decides; PostgreSQL prefers times with a zone.
-        let local = (plain(start) && (plain(end) || unknown(end))) || (plain(end) && unknown(start));
+        let local =
+            (plain(start) && (plain(end) || unknown(end))) || (plain(end) && unknown(start));
         let zone = (!local).then(|| UTC.into());
         let time = DataType::Timestamp(TimeUnit::Microsecond, zone);
         Ok(vec![time.clone(), time, DataType::Interval(IntervalUnit::MonthDayNano)])

@@ -18,10 +18,11 @@ use std::{collections::BTreeSet, ops::ControlFlow};
 
 use datafusion::sql::sqlparser::{
     ast::{
-    BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
-    FunctionArguments, GroupByExpr, Ident, JoinOperator, ObjectName, ObjectNamePart, Query, Select,
-    SelectItem, SetExpr, Statement, TableAlias, TableAliasColumnDef, TableFactor, TableWithJoins,
-    TypedString, Value, Visit, VisitMut, Visitor, VisitorMut,
+        BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgExpr,
+        FunctionArgumentList, FunctionArguments, GroupByExpr, Ident, JoinOperator, ObjectName,
+        ObjectNamePart, Query, Select, SelectItem, SetExpr, Statement, TableAlias,
+        TableAliasColumnDef, TableFactor, TableWithJoins, TypedString, Value, Visit, VisitMut,
+        Visitor, VisitorMut,
     },
     dialect::PostgreSqlDialect,
     parser::Parser,

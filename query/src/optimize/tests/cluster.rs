@@ -137,6 +137,9 @@ pub(super) struct Cluster {
     pub(super) data: BTreeMap<String, Data>,
     access: String,
     version_age: Duration,
+    /// Whether data nodes serve more than fragments. Without that they do not answer when they are asked whether they
+    /// are there, so that one can fall silent.
+    ordered: bool,
     dir: TempDir,
 }
 
@@ -166,11 +169,15 @@ fn serve(listener: TcpListener, routes: Routes) -> (JoinHandle<()>, oneshot::Sen
 impl Cluster {
     /// A cluster of data nodes `d1` to `dN`.
     pub(super) async fn start(nodes: usize) -> Self {
-        Self::start_keeping(nodes, Duration::from_secs(60)).await
+        Self::start_with(nodes, Duration::from_secs(60), false).await
     }
 
-    /// As [`Cluster::start`]; data nodes keep old versions for so long.
+    /// As [`Cluster::start`]; data nodes keep old versions for so long, and take orders about chunks, too.
     pub(super) async fn start_keeping(nodes: usize, version_age: Duration) -> Self {
+        Self::start_with(nodes, version_age, true).await
+    }
+
+    async fn start_with(nodes: usize, version_age: Duration, ordered: bool) -> Self {
         let dir = TempDir::new().expect("a temporary directory");
         let channels = Channels::default();
         let (listener, access) = bind().await;
@@ -189,7 +196,7 @@ impl Cluster {
         init_cluster(&channels, std::slice::from_ref(&access), soon()).await.expect("it forms");
         tokio::time::timeout(PATIENCE, meta.ready()).await.expect("soon").expect("ready");
         let engine = Engine::new(meta, channels, EngineConfig::default()).expect("it is made");
-        let mut cluster = Self { engine, data: BTreeMap::new(), access, version_age, dir };
+        let mut cluster = Self { engine, data: BTreeMap::new(), access, version_age, ordered, dir };
         for number in 1..=nodes {
             cluster.start_data(&format!("d{number}"), bind().await).await;
         }
@@ -217,9 +224,12 @@ impl Cluster {
         let service = FragmentsServer::new(troubled)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let fragments = Routes::new(service).into_axum_router().reset_fallback();
-        let routes = node.routes().into_axum_router().merge(fragments);
-        let (server, hang_up) = serve(listener, routes.into());
+        let mut routes = Routes::new(service);
+        if self.ordered {
+            let fragments = routes.into_axum_router().reset_fallback();
+            routes = node.routes().into_axum_router().merge(fragments).into();
+        }
+        let (server, hang_up) = serve(listener, routes);
         tokio::time::timeout(PATIENCE, node.ready()).await.expect("soon").expect("ready");
         self.data.insert(name.to_owned(), Data { node, trouble, rpc, server, hang_up });
     }
