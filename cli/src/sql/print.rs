@@ -2,13 +2,14 @@
 
 use std::{
     io::{self, Write},
+    sync::Arc,
     time::Duration,
 };
 
 use arrow::{
-    array::{Array, RecordBatch},
+    array::{Array, ArrayRef, AsArray, RecordBatch, StringArray},
     csv::WriterBuilder,
-    datatypes::{DataType, SchemaRef},
+    datatypes::{DataType, Date32Type, SchemaRef, TimeUnit, TimestampMicrosecondType},
     util::display::{ArrayFormatter, FormatOptions},
 };
 use comfy_table::CellAlignment;
@@ -31,9 +32,13 @@ impl Printing {
     pub(crate) fn print(self, outcome: &Outcome) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
         match (&outcome.rows, self.format) {
-            (Some((schema, batches)), Format::Table) => table(&mut out, schema, batches)?,
-            (Some((_, batches)), Format::Json) => json(&mut out, batches)?,
-            (Some((_, batches)), Format::Csv) => csv(&mut out, batches)?,
+            (Some((schema, batches)), Format::Table) => {
+                table(&mut out, schema, &finite(batches, &options())?)?;
+            }
+            (Some((_, batches)), Format::Json) => json(&mut out, &finite(batches, &options())?)?,
+            (Some((_, batches)), Format::Csv) => {
+                csv(&mut out, &finite(batches, &FormatOptions::default())?)?;
+            }
             (None, Format::Table) if outcome.changed > 0 => {
                 writeln!(out, "ok, {} rows", outcome.changed)?;
             }
@@ -53,6 +58,56 @@ fn options() -> FormatOptions<'static> {
     FormatOptions::default()
         .with_timestamp_tz_format(Some("%Y-%m-%d %H:%M:%S%.f%:::z"))
         .with_timestamp_format(Some("%Y-%m-%d %H:%M:%S%.f"))
+}
+
+/// The batches with times as text in every column that holds `infinity` or `-infinity`, the greatest and least values of
+/// their types, which have no place in a calendar.
+fn finite(
+    batches: &[RecordBatch],
+    options: &FormatOptions<'_>,
+) -> anyhow::Result<Vec<RecordBatch>> {
+    let finite = |batch: &RecordBatch| {
+        let columns = batch.columns().iter();
+        let named = columns.zip(batch.schema_ref().fields()).map(|(column, field)| {
+            let column = finite_column(column, options)?;
+            Ok((field.name().clone(), column))
+        });
+        let columns: Vec<(String, ArrayRef)> = named.collect::<anyhow::Result<_>>()?;
+        if columns.is_empty() {
+            return Ok(batch.clone());
+        }
+        let columns = columns.into_iter().map(|(name, column)| (name, column, true));
+        Ok(RecordBatch::try_from_iter_with_nullable(columns)?)
+    };
+    batches.iter().map(finite).collect()
+}
+
+fn finite_column(column: &ArrayRef, options: &FormatOptions<'_>) -> anyhow::Result<ArrayRef> {
+    let values: Vec<Option<i64>> = match column.data_type() {
+        DataType::Timestamp(TimeUnit::Microsecond, _) => {
+            column.as_primitive::<TimestampMicrosecondType>().iter().collect()
+        }
+        DataType::Date32 => {
+            let far = |day: i32| match day {
+                i32::MAX => i64::MAX,
+                i32::MIN => i64::MIN,
+                day => day.into(),
+            };
+            column.as_primitive::<Date32Type>().iter().map(|day| day.map(far)).collect()
+        }
+        _ => return Ok(Arc::clone(column)),
+    };
+    if !values.iter().flatten().any(|value| [i64::MAX, i64::MIN].contains(value)) {
+        return Ok(Arc::clone(column));
+    }
+    let formatter = ArrayFormatter::try_new(column, options)?;
+    let text = values.into_iter().enumerate().map(|(row, value)| match value {
+        None => Ok(None),
+        Some(i64::MAX) => Ok(Some("infinity".to_owned())),
+        Some(i64::MIN) => Ok(Some("-infinity".to_owned())),
+        Some(_) => formatter.value(row).try_to_string().map(Some),
+    });
+    Ok(Arc::new(text.collect::<Result<StringArray, _>>()?))
 }
 
 fn formatters<'a>(
@@ -135,10 +190,8 @@ fn json_value(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow::{
-        array::{BooleanArray, Float64Array, Int64Array, StringArray},
+        array::{BooleanArray, Date32Array, Float64Array, Int64Array, TimestampMicrosecondArray},
         datatypes::{Field, Schema},
     };
 
@@ -191,5 +244,19 @@ mod tests {
         let batch = batch();
         let text = printed(|out| table(out, &batch.schema(), std::slice::from_ref(&batch)));
         assert!(text.ends_with("(2 rows)\n") && text.contains("a,\"b"), "{text}");
+    }
+
+    #[test]
+    fn what_lies_beyond_the_calendar_is_shown() {
+        let ends = [Some(i64::MAX), Some(i64::MIN), Some(0), None];
+        let times: ArrayRef = Arc::new(TimestampMicrosecondArray::from(ends.to_vec()));
+        let days: ArrayRef =
+            Arc::new(Date32Array::from(vec![Some(i32::MAX), Some(i32::MIN), Some(0), None]));
+        let batch = RecordBatch::try_from_iter([("t", times), ("d", days)]).expect("two columns");
+        let shown = finite(&[batch], &options()).expect("it has a form");
+        let text = printed(|out| csv(out, &shown));
+        let expected =
+            "t,d\ninfinity,infinity\n-infinity,-infinity\n1970-01-01 00:00:00,1970-01-01\n,\n";
+        assert_eq!(text, expected);
     }
 }
