@@ -14,7 +14,7 @@ use crate::{
 const RUN: Duration = Duration::from_millis(15);
 const WAIT: Duration = Duration::from_millis(135);
 /// Memory beyond what a process has that it may still get.
-const MEMORY_BYTES: u64 = 2 << 20;
+const MEMORY_BYTES: u64 = 256 << 10;
 
 impl Nemesis {
     pub(super) async fn resources(&self, event: &Event, node: &Node) -> anyhow::Result<Effect> {
