@@ -16,7 +16,7 @@ const RETIRED_DAYS_MAX: u64 = 3;
 /// Statements back that a read by statement looks, to catch them in flight.
 const RECENT: u64 = 12;
 /// How long a block stays open, in milliseconds: long enough for the replicas of a chunk to leave it and come back one
-/// after the other, and less than the half minute after which nobody waits for it any more.
+/// after the other, and not so long that somebody ends it for being idle.
 const HELD_MS: (u64, u64) = (12_000, 26_000);
 /// Statements that may have been begun while reads of everything are still made: later they would be all there is.
 const WHOLE_READS_UNTIL: u64 = 2_000;
