@@ -1,8 +1,11 @@
 //! Health and metrics of a node over HTTP.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -13,6 +16,8 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{gauges, serve::stopping};
 
+/// How long the state of a node may take to be read: a stalled disk holds it up.
+const GAUGES_TIMEOUT: Duration = Duration::from_secs(5);
 /// Upper edges of the buckets that durations are counted in, in seconds.
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -56,9 +61,13 @@ pub(crate) async fn serve(
         get(async move || {
             // It may take the locks that writers take.
             let read = tokio::task::spawn_blocking(move || gauges());
-            match read.await {
-                Ok(()) => Ok(metrics.render()),
-                Err(error) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+            match tokio::time::timeout(GAUGES_TIMEOUT, read).await {
+                Ok(Ok(())) => Ok(metrics.render()),
+                Ok(Err(error)) => Err((StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+                Err(_) => {
+                    let message = "the node's state could not be read in time".to_owned();
+                    Err((StatusCode::SERVICE_UNAVAILABLE, message))
+                }
             }
         }),
     );

@@ -14,6 +14,7 @@ mod measures;
 mod optimize;
 mod pg_catalog;
 mod prune;
+mod reply;
 mod route;
 mod scalar;
 pub mod server;
@@ -28,7 +29,7 @@ pub use engine::{Engine, EngineConfig};
 pub use error::{Error, SqlState};
 pub use fragment::FragmentService;
 pub use measures::describe_metrics;
-pub use session::{
-    CopyIn, CopyLines, CopyOut, Notice, Prepared, Reply, Session, Snapshot, TransactionStatus,
-};
+pub use reply::{CopyLines, CopyOut, Notice, Reply};
+pub use session::{Prepared, Session, Snapshot, TransactionStatus};
 pub use settings::Settings;
+pub use sql::copy_from::CopyIn;

@@ -21,9 +21,6 @@ pub(crate) struct Args {
     /// Only this table, as NAME or SCHEMA.NAME; may be given several times [default: all].
     #[arg(long, value_name = "TABLE")]
     table: Vec<String>,
-    /// Connections that read.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
-    clients: u16,
     #[command(flatten)]
     cluster: Place,
 }
@@ -42,7 +39,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         .map(|number| Ok((draft.dir().to_owned(), draft.table_dir(number)?)))
         .collect::<anyhow::Result<_>>()?;
     let bar = super::bar("read");
-    let read_rows = read(&snapshot, &tables, &files, (args.clients, &bar)).await?;
+    let read_rows = read(&snapshot, &tables, &files, (args.cluster.clients, &bar)).await?;
     bar.finish_and_clear();
     let total = read::total(&read_rows);
     for (table, rows) in tables.iter().zip(read_rows) {

@@ -61,7 +61,8 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<()> {
     }
 }
 
-/// Options of where the cluster is. All of a backup goes through one access node, which holds its snapshot.
+/// Options of where the cluster is, and how it is reached. All of a backup goes through one access node, which holds its
+/// snapshot.
 #[derive(Clone, Debug, clap::Args)]
 struct Place {
     #[command(flatten)]
@@ -72,6 +73,9 @@ struct Place {
     /// Flight SQL address of the same access node.
     #[arg(long, env = "HYPERTIDE_FLIGHT", value_name = "ADDR", requires = "pg")]
     flight: Option<String>,
+    /// Connections that read or load rows.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    clients: u16,
 }
 
 /// The addresses of an access node.

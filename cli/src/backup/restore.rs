@@ -43,9 +43,6 @@ pub(crate) struct Args {
     /// for example to have fewer replicas. Names and columns must stay.
     #[arg(long, value_name = "FILE")]
     schema: Option<PathBuf>,
-    /// Connections that load and read back.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
-    clients: u16,
     #[command(flatten)]
     cluster: Place,
 }
@@ -147,7 +144,7 @@ async fn load_rows(args: &Args, manifest: &Manifest, bar: &ProgressBar) -> anyho
     }
     let queue = Arc::new(Mutex::new(queue));
     let mut workers = JoinSet::new();
-    for _ in 0..args.clients {
+    for _ in 0..args.cluster.clients {
         let (dir, place) = (args.from.clone(), args.cluster.clone());
         workers.spawn(work((dir, place), Arc::clone(&queue), bar.clone()));
     }
@@ -232,7 +229,7 @@ async fn compare(args: &Args, manifest: &Manifest) -> anyhow::Result<()> {
     };
     let tables: Vec<Source> = manifest.tables.iter().map(of).collect::<Result<_, _>>()?;
     let bar = super::bar("compared");
-    let found = read(&snapshot, &tables, &[], (args.clients, &bar)).await?;
+    let found = read(&snapshot, &tables, &[], (args.cluster.clients, &bar)).await?;
     bar.finish_and_clear();
     let mut differ = Vec::new();
     for (table, found) in manifest.tables.iter().zip(found) {

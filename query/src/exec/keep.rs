@@ -14,7 +14,7 @@ use datafusion::{
     error::Result,
     execution::{
         TaskContext,
-        memory_pool::{MemoryConsumer, MemoryReservation},
+        memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation},
     },
     physical_plan::{
         metrics::{ExecutionPlanMetricsSet, SpillMetrics},
@@ -57,7 +57,7 @@ pub(super) struct Keeper {
     keep: Keep,
     rows: Vec<RecordBatch>,
     bytes: usize,
-    memory: MemoryReservation,
+    pool: Arc<dyn MemoryPool>,
     files: SpillManager,
 }
 
@@ -68,61 +68,69 @@ impl Keeper {
         context: &TaskContext,
         (metrics, partition): (&ExecutionPlanMetricsSet, usize),
     ) -> Self {
-        let consumer = MemoryConsumer::new("rows kept back").with_can_spill(true);
-        let memory = consumer.register(context.memory_pool());
+        let pool = Arc::clone(context.memory_pool());
         let metrics = SpillMetrics::new(metrics, partition);
         let files = SpillManager::new(context.runtime_env(), metrics, Arc::clone(schema));
-        Self { keep, rows: Vec::new(), bytes: 0, memory, files }
+        Self { keep, rows: Vec::new(), bytes: 0, pool, files }
     }
 
     /// Waits for the rows, or for as many of them as are kept back.
     pub(super) async fn gather(mut self, mut rows: Rows) -> Result<Kept, RpcError> {
-        while let Some(batch) = rows.next().await.transpose()? {
-            let bytes = batch_bytes(&batch);
-            self.bytes += bytes;
+        while self.bytes < BEGINNING_BYTES {
+            let Some(batch) = rows.next().await.transpose()? else {
+                return Ok(Kept { rows: in_memory(self.rows, None), rest: None });
+            };
+            self.bytes += batch_bytes(&batch);
             self.rows.push(batch);
-            let grown = self.memory.try_grow(bytes);
-            match self.keep {
-                Keep::Beginning if self.bytes >= BEGINNING_BYTES || grown.is_err() => {
-                    return Ok(Kept { rows: self.into_rows(), rest: Some(rows) });
-                }
-                Keep::Whole if self.bytes >= MEMORY_BYTES || grown.is_err() => {
-                    return Ok(Kept { rows: self.through_file(rows).await?, rest: None });
-                }
-                Keep::Beginning | Keep::Whole => {}
-            }
         }
-        Ok(Kept { rows: self.into_rows(), rest: None })
+        match self.keep {
+            Keep::Beginning => Ok(Kept { rows: in_memory(self.rows, None), rest: Some(rows) }),
+            Keep::Whole => Ok(Kept { rows: self.whole(rows).await?, rest: None }),
+        }
     }
 
-    /// What was kept back; it stops counting as memory as it is passed on.
-    fn into_rows(self) -> Rows {
-        let Self { rows, memory, .. } = self;
-        let rows = stream::iter(rows).map(move |batch| {
-            let _ = memory.try_shrink(batch_bytes(&batch).min(memory.size()));
-            Ok(batch)
-        });
-        rows.boxed()
-    }
-
-    /// Writes what was kept back and all that is still to come to a file, and reads it from there.
-    async fn through_file(self, mut rest: Rows) -> Result<Rows, RpcError> {
-        let Self { rows, memory, files, .. } = self;
-        let failed = |error| rpc_error(&error);
-        let mut file = files.create_in_progress_file("rows kept back").map_err(failed)?;
-        for batch in rows {
-            file.append_batch(&batch).map_err(failed)?;
+    /// Waits for all rows. From here on they count as memory: who takes a part of what all share leaves less to others.
+    async fn whole(mut self, mut rest: Rows) -> Result<Rows, RpcError> {
+        let consumer = MemoryConsumer::new("rows kept back").with_can_spill(true);
+        let memory = consumer.register(&self.pool);
+        let mut more = self.bytes;
+        while self.bytes < MEMORY_BYTES && memory.try_grow(more).is_ok() {
+            let Some(batch) = rest.next().await.transpose()? else {
+                return Ok(in_memory(self.rows, Some(memory)));
+            };
+            more = batch_bytes(&batch);
+            self.bytes += more;
+            self.rows.push(batch);
         }
         drop(memory);
-        while let Some(batch) = rest.next().await.transpose()? {
+        let kept = stream::iter(std::mem::take(&mut self.rows)).map(Ok);
+        self.through_file(kept.chain(rest).boxed()).await
+    }
+
+    /// Writes rows to a file until all have come, and reads them from there.
+    async fn through_file(self, mut rows: Rows) -> Result<Rows, RpcError> {
+        let failed = |error| rpc_error(&error);
+        let mut file = self.files.create_in_progress_file("rows kept back").map_err(failed)?;
+        while let Some(batch) = rows.next().await.transpose()? {
             file.append_batch(&batch).map_err(failed)?;
         }
         let Some(file) = file.finish().map_err(failed)? else {
             return Ok(stream::empty().boxed());
         };
-        let rows = files.read_spill_as_stream(file, None).map_err(failed)?;
+        let rows = self.files.read_spill_as_stream(file, None).map_err(failed)?;
         Ok(rows.map(|batch| batch.map_err(|error| rpc_error(&error))).boxed())
     }
+}
+
+/// Rows that were kept back. What is counted as memory for them is given back as they are passed on.
+fn in_memory(rows: Vec<RecordBatch>, memory: Option<MemoryReservation>) -> Rows {
+    let rows = stream::iter(rows).map(move |batch| {
+        if let Some(memory) = &memory {
+            memory.shrink(batch_bytes(&batch).min(memory.size()));
+        }
+        Ok(batch)
+    });
+    rows.boxed()
 }
 
 /// What a batch takes; several share the memory of the message that they came in.
@@ -173,20 +181,22 @@ mod tests {
 
     #[tokio::test]
     async fn what_has_no_room_in_memory_goes_through_a_file() {
-        let (schema, rows) = batches(50, None);
-        let (keeper, metrics) = keeper(Keep::Whole, &schema, 100_000);
-        let kept = keeper.gather(rows).await.expect("no error");
-        assert!(kept.rest.is_none());
-        assert_eq!(numbers(kept.rows).await, (0..50 * ROWS).collect::<Vec<_>>());
-        let spilled = metrics.clone_inner().spilled_rows();
-        assert_eq!(spilled, Some(50 * ROWS as usize));
+        for (memory, through_file) in [(5 << 20, true), (100 << 20, false)] {
+            let (schema, rows) = batches(1000, None);
+            let (keeper, metrics) = keeper(Keep::Whole, &schema, memory);
+            let kept = keeper.gather(rows).await.expect("no error");
+            assert!(kept.rest.is_none());
+            assert_eq!(numbers(kept.rows).await, (0..1000 * ROWS).collect::<Vec<_>>());
+            let spilled = metrics.clone_inner().spilled_rows();
+            assert_eq!(spilled, Some(if through_file { 1000 * ROWS as usize } else { 0 }));
+        }
     }
 
     #[tokio::test]
     async fn an_error_in_the_middle_leaves_nothing_passed_on() {
-        for memory in [100_000, 100 << 20] {
+        for memory in [5 << 20, 100 << 20] {
             let error = RpcError::new(hypertide_proto::error::Code::Unavailable, "it broke");
-            let (schema, rows) = batches(50, Some(error.clone()));
+            let (schema, rows) = batches(1000, Some(error.clone()));
             let (keeper, _) = keeper(Keep::Whole, &schema, memory);
             assert_eq!(keeper.gather(rows).await.err(), Some(error));
         }

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use hypertide_meta::{Answer, CatalogWriter, Image, MemoryCatalog, OpenTxn};
+use hypertide_meta::{Answer, CatalogWriter, Error as MetaError, Image, MemoryCatalog};
 use hypertide_proto::{client::Channels, ids::ClusterId, wire::meta::StatusReply};
 
 use super::*;
