@@ -170,6 +170,34 @@ async fn scans_see_one_moment_while_rows_are_written_and_flushed() {
     assert!(tokio::task::spawn_blocking(|| reader.join().unwrap()).await.unwrap() > 5);
 }
 
+/// A chunk's first segments are read while its file is being made.
+#[tokio::test]
+async fn a_file_is_opened_once_while_it_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.flush_bytes = 1;
+    let store = ChunkStore::open(config).unwrap();
+    let last = 100;
+    let read_all = |store: Arc<ChunkStore>| {
+        move || {
+            let mut chunk = 1;
+            while chunk <= last {
+                let report = store.report(&[ChunkId(chunk)]).pop();
+                let rows = read(&store, request(chunk, last)).unwrap().len();
+                assert!(rows == 0 || rows == 10, "{rows} rows of chunk {chunk}");
+                chunk += u64::from(report.is_some_and(|report| report.segments > 0));
+            }
+        }
+    };
+    let readers = [(); 2].map(|()| std::thread::spawn(read_all(Arc::clone(&store))));
+    for id in 1..=last {
+        store.prepare(txn(id), vec![part(id, 0, &rows_of(id as i64, 10))]).await.unwrap();
+        store.decide(&[commit(id, id, &[(id, 0)])]).unwrap();
+    }
+    let ended = tokio::task::spawn_blocking(|| readers.map(|reader| reader.join().is_ok()));
+    assert_eq!(ended.await.unwrap(), [true, true]);
+}
+
 /// As [`filled`], with segments whose series have an index, and the recent rows.
 async fn series(dir: &std::path::Path) -> (Arc<ChunkStore>, Vec<Row>) {
     let store = ChunkStore::open(config(dir)).unwrap();

@@ -546,6 +546,14 @@ impl ChunkFile {
     }
 }
 
+impl Drop for ChunkFile {
+    /// The handle is closed now, though those who look for files to close may hold on to it for a moment longer: whoever
+    /// has this file no more may open it anew.
+    fn drop(&mut self) {
+        self.handle.end();
+    }
+}
+
 /// Encoded bytes of a segment that was not written yet.
 pub(super) fn encoded_bytes(encoded: &EncodedSegment) -> u64 {
     (encoded.header.len() + encoded.extents.iter().map(Vec::len).sum::<usize>()) as u64

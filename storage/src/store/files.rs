@@ -91,17 +91,51 @@ impl Files {
     }
 
     /// The file of a chunk; `None` when it has none yet.
-    ///
-    /// A file that the manifest is behind, by a write that was cut short before its manifest, is noted at once: a
-    /// second such write would otherwise be told from damage no more.
     pub(crate) fn get(
         &self,
         node: &NodeFile,
         chunk: ChunkId,
     ) -> Result<Option<Arc<ChunkFile>>, Error> {
-        let Some(manifest) = node.manifest(chunk) else { return Ok(None) };
+        if node.manifest(chunk).is_none() {
+            return Ok(None);
+        }
         let slot = self.slot(chunk);
+        let file = self.get_in(&mut lock(&slot), node, chunk)?;
+        self.trim();
+        Ok(file)
+    }
+
+    /// The file of a chunk, made when it has none.
+    pub(crate) fn get_or_create(
+        &self,
+        node: &NodeFile,
+        spec: &ChunkSpec,
+    ) -> Result<Arc<ChunkFile>, Error> {
+        let slot = self.slot(spec.chunk);
+        // IMPORTANT: held until the new file is in its slot. Whoever finds it in the manifest before would open it once
+        // more, and two handles on a file cannot be.
         let mut slot = lock(&slot);
+        if let Some(file) = self.get_in(&mut slot, node, spec.chunk)? {
+            drop(slot);
+            self.trim();
+            return Ok(file);
+        }
+        let file = self.create(node, spec)?;
+        *slot = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// The file of the chunk whose slot this is.
+    ///
+    /// A file that the manifest is behind, by a write that was cut short before its manifest, is noted at once: a
+    /// second such write would otherwise be told from damage no more.
+    fn get_in(
+        &self,
+        slot: &mut Option<Arc<ChunkFile>>,
+        node: &NodeFile,
+        chunk: ChunkId,
+    ) -> Result<Option<Arc<ChunkFile>>, Error> {
+        let Some(manifest) = node.manifest(chunk) else { return Ok(None) };
         if let Some(file) = slot.as_ref().filter(|file| !file.ailing()) {
             file.touch();
             return Ok(Some(Arc::clone(file)));
@@ -114,21 +148,12 @@ impl Files {
             node.save_manifests(&[(chunk, Some(file.manifest()))])?;
         }
         *slot = Some(Arc::clone(&file));
-        drop(slot);
-        self.trim();
         Ok(Some(file))
     }
 
-    /// The file of a chunk, made when it has none.
-    pub(crate) fn get_or_create(
-        &self,
-        node: &NodeFile,
-        spec: &ChunkSpec,
-    ) -> Result<Arc<ChunkFile>, Error> {
+    /// Makes the file of a chunk, and lets the manifest name it.
+    fn create(&self, node: &NodeFile, spec: &ChunkSpec) -> Result<Arc<ChunkFile>, Error> {
         let chunk = spec.chunk;
-        if let Some(file) = self.get(node, chunk)? {
-            return Ok(file);
-        }
         let path = self.path(chunk);
         // What an interrupted creation left has no rows.
         self.remove_path(&path)?;
@@ -136,7 +161,6 @@ impl Files {
         let file = Arc::new(ChunkFile::create(&self.disk, &path, new)?);
         sync_dir(self.disk.as_ref(), &self.dir)?;
         node.save_manifests(&[(chunk, Some(file.manifest()))])?;
-        *lock(&self.slot(chunk)) = Some(Arc::clone(&file));
         Ok(file)
     }
 

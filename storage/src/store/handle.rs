@@ -267,6 +267,13 @@ impl Handle {
         }
     }
 
+    /// Closes the file for good, once whoever reads, writes or closes it right now has ended.
+    pub(crate) fn end(&self) {
+        let mut state = self.state_mut();
+        self.let_go(&mut state);
+        state.retired = true;
+    }
+
     /// Runs work on the database; bytes that make redb stumble are damage, all else is the disk's.
     fn contained<T>(
         &self,
@@ -290,8 +297,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        let mut state = std::mem::take(&mut *self.state_mut());
-        self.let_go(&mut state);
+        self.end();
     }
 }
 
