@@ -120,7 +120,7 @@ async fn order(function: &str, args: MoveArgs) -> anyhow::Result<()> {
         operation.unwrap_or_default()
     );
     rows(&remote, &sql).await?;
-    println!("{chunk} is on {to}");
+    say!("{chunk} is on {to}");
     Ok(())
 }
 

@@ -181,5 +181,5 @@ async fn form(access: Vec<String>, shutdown: watch::Receiver<bool>) -> anyhow::R
 fn announce(endpoints: &Endpoints) {
     let first = endpoints.nodes.iter().find_map(|node| node.pg.as_deref());
     let command = first.map(crate::sql::psql_command).unwrap_or_default();
-    println!("ready: {command}");
+    say!("ready: {command}");
 }

@@ -23,6 +23,14 @@ pub(crate) enum Role {
 }
 
 impl Role {
+    /// The name of the n-th node of a local cluster.
+    pub(crate) fn node(self, number: impl std::fmt::Display) -> String {
+        match self {
+            Self::Access => format!("a{number}"),
+            Self::Data => format!("d{number}"),
+        }
+    }
+
     /// As in the file.
     pub(crate) const fn name(self) -> &'static str {
         match self {

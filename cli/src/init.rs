@@ -30,6 +30,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     let formed = hypertide_meta::init_cluster(&Channels::default(), &args.access, deadline).await;
     let cluster = formed.context("form the cluster")?;
-    println!("cluster {cluster}: {} access nodes", args.access.len());
+    say!("cluster {cluster}: {} access nodes", args.access.len());
     Ok(())
 }

@@ -86,7 +86,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     };
     let source = Source { input, header: args.header, columns: args.columns, bytes };
     let loaded = load(source, &args.table, &args.sending).await?;
-    println!("{loaded}");
+    say!("{loaded}");
     Ok(())
 }
 

@@ -2,17 +2,20 @@
 //!
 //! - Servers: [`access`], [`data`] and [`dev`] compose what [`serve`] binds and runs.
 //! - Local clusters of real processes: [`cluster`], over [`process`] and [`endpoints`].
-//! - Clients: [`sql`], [`load`], [`backup`], [`mod@bench`], and what operators do: [`node`], [`chunk`], [`rebalance`].
+//! - Clients: [`sql`], [`load`], [`backup`], [`mod@bench`], and what operators do: [`node`], [`chunk`], [`rebalance`],
+//!   [`catalog`].
 //! - [`config`] layers flags over the environment over a file; [`mod@format`] prints every listing.
 //!
 //! It decides nothing about data: no byte of a row is interpreted here, save by the load
 //! generator and by the hash of a backup.
 
-#![expect(clippy::print_stdout, reason = "standard output is what the command line answers on")]
+#[macro_use]
+mod output;
 
 mod access;
 mod backup;
 mod bench;
+mod catalog;
 mod chunk;
 mod cluster;
 mod config;
@@ -80,6 +83,9 @@ enum Verb {
     /// Save the tables of a cluster to files at one snapshot, verify them, and restore them.
     #[command(subcommand)]
     Backup(backup::Verb),
+    /// Make the catalog anew from the directories of the data nodes, when the access nodes are lost.
+    #[command(subcommand)]
+    Catalog(catalog::Verb),
     /// Generate load and measure.
     #[command(subcommand)]
     Bench(bench::Verb),
@@ -109,6 +115,7 @@ impl Verb {
             Self::Sql(args) => sql::run(args).await,
             Self::Load(args) => load::run(args).await,
             Self::Backup(verb) => backup::run(verb).await,
+            Self::Catalog(verb) => catalog::run(verb).await,
             Self::Bench(verb) => bench::run(verb).await,
         }
     }

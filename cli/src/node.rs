@@ -112,18 +112,18 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Drain { name, undo: true, remote, .. } => {
             data_node(&remote.target.status().await?, &name)?;
             set_draining(&remote, &name, false).await?;
-            println!("{name} takes chunks again");
+            say!("{name} takes chunks again");
             Ok(())
         }
         Verb::Drain { name, no_wait, wait, remote, .. } => {
             data_node(&remote.target.status().await?, &name)?;
             set_draining(&remote, &name, true).await?;
             if no_wait {
-                println!("{name} is being drained");
+                say!("{name} is being drained");
                 return Ok(());
             }
             drained(&remote.target, &name, wait.deadline()).await?;
-            println!("{name} is drained");
+            say!("{name} is drained");
             Ok(())
         }
         Verb::Remove { name, wait, remote } => remove(&remote, &name, wait).await,
@@ -133,7 +133,7 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<()> {
             let old = access_node(&status, &name)?.id;
             add(&target, &address).await?;
             change(&target, &status, Member { access: old, rpc: String::new() }).await?;
-            println!("{name} was removed");
+            say!("{name} was removed");
             retire(&target, &name).await
         }
     }
@@ -207,7 +207,7 @@ async fn remove(remote: &Remote, name: &str, wait: Wait) -> anyhow::Result<()> {
         let removed = client.run(&format!("SELECT delete_data_node({})", literal(name))).await;
         removed.with_context(|| format!("remove data node {name}"))?;
     }
-    println!("{name} was removed");
+    say!("{name} was removed");
     retire(&remote.target, name).await
 }
 
@@ -232,7 +232,7 @@ pub(crate) async fn add(target: &Target, address: &str) -> anyhow::Result<()> {
     }
     let member = Member { access: identity.access, rpc: identity.rpc };
     change(target, &status, member).await?;
-    println!("a{} is an access node of this cluster", identity.access);
+    say!("a{} is an access node of this cluster", identity.access);
     Ok(())
 }
 

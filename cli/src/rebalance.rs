@@ -51,11 +51,11 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Start { rate, remote } => {
             let rate = rate.map(|rate| format!(", bytes_per_second => {rate}"));
             set(&remote, &format!("enabled => true{}", rate.unwrap_or_default())).await?;
-            println!("rebalancing is on");
+            say!("rebalancing is on");
         }
         Verb::Stop { remote } => {
             set(&remote, "enabled => false").await?;
-            println!("rebalancing is off");
+            say!("rebalancing is off");
         }
         Verb::Status { target, format } => print(&target.status().await?, format)?,
     }
@@ -93,20 +93,23 @@ fn print(status: &StatusReply, format: Format) -> anyhow::Result<()> {
         copies: copies(status),
     };
     match format {
-        Format::Json => println!("{}", serde_json::to_string(&report)?),
+        Format::Json => say!("{}", serde_json::to_string(&report)?),
         Format::Csv => report.copies.print(format)?,
         Format::Table => {
             let state = if report.enabled { "on" } else { "off" };
             let spread =
                 report.spread_percent.map(|percent| format!(", nodes differ by {percent} %"));
-            println!(
+            say!(
                 "rebalancing is {state}, at most {} bytes/s a copy{}",
                 report.bytes_per_second,
                 spread.unwrap_or_default()
             );
-            println!(
+            say!(
                 "since the leader leads: {} copies, {} of them moves, {} bytes; {} under way",
-                report.copies_done, report.moves_done, report.bytes_copied, report.running
+                report.copies_done,
+                report.moves_done,
+                report.bytes_copied,
+                report.running
             );
             report.copies.print(format)?;
         }

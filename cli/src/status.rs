@@ -40,11 +40,11 @@ fn node_row(node: &NodeStatus) -> Vec<Value> {
 /// Prints the cluster with its leader and term.
 pub(crate) fn print(status: &StatusReply, format: Format) -> anyhow::Result<()> {
     match format {
-        Format::Json => println!("{}", serde_json::to_string(&Report::new(status))?),
+        Format::Json => say!("{}", serde_json::to_string(&Report::new(status))?),
         Format::Csv => wide(status).print(format)?,
         Format::Table => {
             wide(status).print(format)?;
-            println!("{}", sentence(&status.chunks.unwrap_or_default()));
+            say!("{}", sentence(&status.chunks.unwrap_or_default()));
         }
     }
     Ok(())

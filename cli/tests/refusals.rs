@@ -2,9 +2,9 @@
 
 mod cluster;
 
-use std::fs;
+use std::{fs, process::Stdio};
 
-use cluster::{Cluster, occupied_port, run, text};
+use cluster::{Cluster, hypertide, occupied_port, run, text};
 
 #[test]
 fn wrong_use_is_exit_code_two() {
@@ -116,4 +116,16 @@ fn verbs_say_what_they_do_not_find() {
         assert_eq!(output.status.code(), Some(1), "{line:?}");
         assert!(text(&output.stderr).contains("holds no cluster"), "{}", text(&output.stderr));
     }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_nothing() {
+    let cluster = Cluster::start(1, 1);
+    let dir = cluster.dir().to_str().expect("it is text");
+    let mut start = hypertide();
+    start.args(["cluster", "start", "--dir", dir]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut start = start.spawn().expect("the binary can be run");
+    drop(start.stdout.take());
+    let ended = start.wait_with_output().expect("it ends");
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{}", text(&ended.stderr));
 }

@@ -75,6 +75,23 @@ pub async fn init_cluster(
     Ok(cluster)
 }
 
+/// The cluster that all of these access nodes belong to; `None` when one belongs to none, or to another.
+pub async fn cluster_of(
+    channels: &Channels,
+    addresses: &[String],
+    deadline: Instant,
+) -> Result<Option<ClusterId>, Error> {
+    let mut found = BTreeSet::new();
+    for address in addresses {
+        let identity = identity_of(channels, address, deadline).await?;
+        if identity.cluster.is_empty() {
+            return Ok(None);
+        }
+        found.insert(wire::cluster(&identity.cluster)?);
+    }
+    Ok(if found.len() == 1 { found.pop_first() } else { None })
+}
+
 fn list<T: std::fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
     items.join(", ")

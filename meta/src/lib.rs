@@ -17,6 +17,7 @@
 mod barrier;
 pub mod catalog;
 mod commit;
+mod definitions;
 mod enter;
 mod error;
 mod fleet;
@@ -34,9 +35,10 @@ mod rpc;
 mod status;
 
 pub use error::Error;
-pub use init::init_cluster;
+pub use init::{cluster_of, init_cluster};
 pub use members::MemberChange;
 pub use memory::MemoryCatalog;
 pub use node::{Answer, CatalogWriter, Config, Image, MetaNode, Tuning};
 pub use open::OpenTxn;
+pub use raft::{Founder, found, survivor};
 pub use status::Place;

@@ -23,6 +23,7 @@ use crate::{
     barrier::Barrier,
     catalog::{Catalog, Command, Outcome, Reject},
     commit::Committer,
+    definitions::Latest,
     fleet::Fleet,
     leader::Leader,
     open::{OpenTxn, OpenTxns},
@@ -149,6 +150,7 @@ pub struct MetaNode {
     open: OpenTxns,
     failure: watch::Sender<Option<String>>,
     fleet: Fleet,
+    definitions: Latest,
     jobs: Mutex<Jobs>,
     started: Instant,
     /// Held while the node is taken into a group.
@@ -189,6 +191,7 @@ impl MetaNode {
             open: OpenTxns::default(),
             failure: watch::Sender::new(None),
             fleet: Fleet::default(),
+            definitions: Latest::default(),
             jobs: Mutex::default(),
             started: Instant::now(),
             forming: tokio::sync::Mutex::new(()),
@@ -275,6 +278,10 @@ impl MetaNode {
 
     pub(crate) fn fleet(&self) -> &Fleet {
         &self.fleet
+    }
+
+    pub(crate) fn definitions(&self) -> &Latest {
+        &self.definitions
     }
 
     pub(crate) fn tuning(&self) -> &Tuning {

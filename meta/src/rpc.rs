@@ -13,7 +13,7 @@ use hypertide_proto::{
     wire::{
         check_cluster,
         meta::{
-            ChangeMemberReply, ChangeMemberRequest, HeartbeatReply, HeartbeatRequest,
+            ChangeMemberReply, ChangeMemberRequest, Definitions, HeartbeatReply, HeartbeatRequest,
             IdentityReply, IdentityRequest, InitReply, InitRequest, JoinReply, JoinRequest,
             Member as WireMember, ProposeReply, ProposeRequest, ReadBarrierReply,
             ReadBarrierRequest, RegisterReply, RegisterRequest, ResolveReply, ResolveRequest,
@@ -160,6 +160,7 @@ impl MetaService {
                 format_args!("data node {rid} is not registered"),
             ));
         }
+        let kept = request.definitions_hash;
         let resync = !self.node.fleet().hear(rid, request);
         let leader = member.leader.view().leader;
         let (dropped, dropped_csn) = self.dropped(rid).await;
@@ -169,7 +170,17 @@ impl MetaService {
             leader: leader.unwrap_or(AccessId(0)).0,
             dropped: dropped.into_iter().map(|chunk| chunk.0).collect(),
             dropped_csn: dropped_csn.0,
+            definitions: self.definitions(member, &image, kept),
         })
+    }
+
+    /// The definitions for a data node that keeps others. By the leader only, whose catalog is the newest.
+    fn definitions(&self, member: &Member, image: &Image, kept: u64) -> Option<Definitions> {
+        if !member.leader.here() {
+            return None;
+        }
+        let latest = self.node.definitions().of(image);
+        (latest.hash != kept).then(|| latest.to_wire())
     }
 
     /// Chunks that the node reported and that it is not to hold, for sure: the node can only hold a chunk that was made

@@ -722,6 +722,7 @@ mod tests {
             table: TableId(1),
             time_column: None,
             order_columns: Vec::new(),
+            origin: Vec::new(),
         };
         let charge = Charge::default();
         let rows = Rows { key, hash, batches: Vec::new(), tombstone: None, charge };
@@ -850,6 +851,7 @@ mod tests {
             table: TableId(1),
             time_column: None,
             order_columns: Vec::new(),
+            origin: Vec::new(),
         };
         let arrival = |csn| {
             let flushed = Point { csn: Csn(csn), chain: 1, rows: 1 };

@@ -21,6 +21,7 @@ mod exact;
 mod fuzz;
 mod journal;
 mod node;
+mod remains;
 mod rpc;
 #[cfg(test)]
 mod samples;
@@ -35,6 +36,7 @@ pub use chunk::part_hash;
 pub use error::Error;
 pub use hypertide_proto::schema::OLDER_ROWS_KEY;
 pub use node::{DataNode, Membership, NodeConfig, TransferStats};
+pub use remains::{RemainingReplica, Remains};
 pub use scan::{
     Answer, Asked, ColumnAnswer, Latest, LatestBy, Scan, ScanRequest, ScanStats, Seen, Top,
 };

@@ -366,6 +366,7 @@ fn spec(spec: messages::ChunkSpec) -> ChunkSpec {
         table: TableId(spec.table),
         time_column: Some(spec.time_column).filter(|name| !name.is_empty()),
         order_columns: spec.order_columns,
+        origin: spec.origin.into(),
     }
 }
 

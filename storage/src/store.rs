@@ -34,7 +34,7 @@ use crate::{
     journal::{Change, Journal},
     scan::Source,
     summary::distinct,
-    tables::{DecisionRow, Identity, Point},
+    tables::{DecisionRow, Definitions, FileHeader, Identity, Point},
     tombstone::Deletes,
 };
 
@@ -99,6 +99,8 @@ pub struct ChunkSpec {
     pub time_column: Option<String>,
     /// Columns that rows are sorted by before time.
     pub order_columns: Vec<String>,
+    /// Where it belongs, in the catalog's own form: kept for when the catalog is lost.
+    pub origin: Vec<u8>,
 }
 
 /// Rows of one transaction for one chunk, encoded by [`crate::batch`], or a delete, encoded by [`crate::Tombstone::encode`].
@@ -198,13 +200,22 @@ impl ChunkStore {
 
     /// [`ChunkStore::open`] on a disk of the caller's.
     pub fn open_on(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Arc<Self>, Error> {
-        let inner = Arc::new(recover::open(config, disk)?);
-        let store = Self { inner, background: Mutex::default() };
+        let (store, _) = Self::open_with_decisions(config, disk)?;
+        Ok(Arc::new(store))
+    }
+
+    /// As [`ChunkStore::open_on`]; gives the decisions that its journal had, too.
+    pub(crate) fn open_with_decisions(
+        config: StoreConfig,
+        disk: Arc<dyn Disk>,
+    ) -> Result<(Self, Vec<Decision>), Error> {
+        let (inner, decisions) = recover::open(config, disk)?;
+        let store = Self { inner: Arc::new(inner), background: Mutex::default() };
         if store.inner.config.background {
             store.start("flush", flush::run_background)?;
             store.start("scrub", scrub::run_background)?;
         }
-        Ok(Arc::new(store))
+        Ok((store, decisions))
     }
 
     fn start(&self, name: &str, run: fn(&Inner)) -> Result<(), Error> {
@@ -254,6 +265,12 @@ impl ChunkStore {
         // Under the lock, so that the journal has the changes of a part in the order they happened.
         self.inner.journal.submit_lazily(changes);
         Ok(())
+    }
+
+    /// As [`ChunkStore::decide`]; durable when it returns. Blocking.
+    pub(crate) fn decide_durably(&self, decisions: &[Decision]) -> Result<(), Error> {
+        self.decide(decisions)?;
+        self.inner.journal_now(Vec::new())
     }
 
     /// Transactions with pending rows in any of these chunks (all chunks when empty), with the age of each.
@@ -459,6 +476,20 @@ impl ChunkStore {
 
     pub(crate) fn identity(&self) -> Identity {
         self.inner.node.identity()
+    }
+
+    /// The head of a chunk's file; `None` when it has none yet.
+    pub(crate) fn file_header(&self, chunk: ChunkId) -> Result<Option<FileHeader>, Error> {
+        Ok(self.inner.file(chunk)?.map(|file| file.header()))
+    }
+
+    pub(crate) fn definitions(&self) -> Option<Definitions> {
+        self.inner.node.definitions()
+    }
+
+    pub(crate) fn save_definitions(&self, definitions: Definitions) -> Result<(), Error> {
+        let saved = self.inner.node.save_definitions(definitions);
+        saved.inspect_err(|error| self.inner.note_failure(error))
     }
 
     pub(crate) fn save_identity(&self, identity: Identity) -> Result<(), Error> {

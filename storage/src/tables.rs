@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|---|
 //! | `node.redb` | `identity` | `"identity"` | [`Identity`] | opening, registration | opening |
 //! | `node.redb` | `identity` | `"horizon"` | [`Csn`]: before it, chunks that are not here may have been | unlinking | opening |
+//! | `node.redb` | `identity` | `"definitions"` | index u64, [`Definitions`]: what it keeps of the catalog | heartbeats | making the catalog anew |
 //! | `node.redb` | `manifest` | chunk | [`Manifest`] | creation, flush, merge, rewrite, drop of a chunk file | opening |
 //! | `node.redb` | `removed` | chunk | [`Csn`]: from it on, the catalog has it no more | removal, return, unlinking | opening |
 //! | `journal.redb` | `parts` | transaction, chunk, number | [`PartHeader`], payload | prepare, flush, abort | opening |
@@ -19,6 +20,7 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use hypertide_proto::{
     decision::chain_after,
     ids::{AccessId, Boot, ChunkId, ClusterId, Csn, DiskId, Epoch, Rid, TxnId},
@@ -33,11 +35,12 @@ use crate::{ChunkSpec, CompressionSpec, tombstone::Delete};
 pub(crate) type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 /// Shape of all that the store writes; another number is another shape.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 
 pub(crate) const IDENTITY: Definition = TableDefinition::new("identity");
 pub(crate) const IDENTITY_KEY: &[u8] = b"identity";
 pub(crate) const HORIZON_KEY: &[u8] = b"horizon";
+pub(crate) const DEFINITIONS_KEY: &[u8] = b"definitions";
 pub(crate) const MANIFEST: Definition = TableDefinition::new("manifest");
 pub(crate) const REMOVED: Definition = TableDefinition::new("removed");
 pub(crate) const PARTS: Definition = TableDefinition::new("parts");
@@ -76,6 +79,16 @@ pub(crate) struct Member {
     pub(crate) cluster: ClusterId,
     pub(crate) rid: Rid,
     pub(crate) name: String,
+}
+
+/// The tables, nodes and jobs of the catalog, in a form that only access nodes read: from them and the chunks here the
+/// catalog can be made anew when no access node is left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Definitions {
+    /// Index of the log up to which they were so.
+    pub(crate) index: u64,
+    /// The catalog's own form.
+    pub(crate) body: Bytes,
 }
 
 /// What is known of a chunk's file outside of it. A file that is behind this was rolled back or emptied.
@@ -211,6 +224,18 @@ pub(crate) struct PartKey {
     pub(crate) txn: TxnId,
     pub(crate) chunk: ChunkId,
     pub(crate) number: u32,
+}
+
+impl Definitions {
+    /// The head of the row's body, which the definitions follow.
+    pub(crate) fn head(&self) -> [u8; 8] {
+        self.index.to_be_bytes()
+    }
+
+    pub(crate) fn from_body(body: &[u8]) -> Option<Self> {
+        let (head, body) = body.split_first_chunk::<8>()?;
+        Some(Self { index: u64::from_be_bytes(*head), body: Bytes::copy_from_slice(body) })
+    }
 }
 
 impl Point {

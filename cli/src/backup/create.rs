@@ -55,7 +55,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let files = manifest.tables.iter().flat_map(|table| &table.files);
     let bytes: u64 = files.map(|file| file.file.bytes).sum();
     draft.publish(&manifest)?;
-    println!(
+    say!(
         "{} tables, {} rows, {} at snapshot {} in {:.1} s: {}",
         tables.len(),
         HumanCount(total.rows),

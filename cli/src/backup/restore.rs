@@ -61,7 +61,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         )));
     }
     let rows = manifest.tables.iter().map(|table| table.rows).sum();
-    println!(
+    say!(
         "{} tables, {} rows of snapshot {} restored and compared in {:.1} s",
         manifest.tables.len(),
         HumanCount(rows),

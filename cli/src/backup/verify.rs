@@ -31,7 +31,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<()> {
     let rows = manifest.tables.iter().map(|table| table.rows).sum();
     let files = manifest.tables.iter().flat_map(|table| &table.files);
     let bytes = files.map(|file| file.file.bytes).sum();
-    println!(
+    say!(
         "{}: {} tables, {} rows, {} at snapshot {}, whole, verified in {:.1} s",
         args.dir.display(),
         manifest.tables.len(),

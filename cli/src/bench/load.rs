@@ -99,9 +99,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Through::Copy => through_copy(&args).await?,
         Through::Flight => through_flight(&args).await?,
     };
-    println!("{loaded}, {}", metrics_per_second(&loaded));
-    println!("{}", measured(&args));
-    println!("{}", watch.finish(loaded.rows));
+    say!("{loaded}, {}", metrics_per_second(&loaded));
+    say!("{}", measured(&args));
+    say!("{}", watch.finish(loaded.rows));
     Ok(())
 }
 

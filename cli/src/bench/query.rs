@@ -190,7 +190,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         let rng = StdRng::seed_from_u64(named);
         let mut source = Source { table: args.table.clone(), hosts: args.hosts, first, last, rng };
         if args.show {
-            println!("{name}: {}", text(&mut source));
+            say!("{name}: {}", text(&mut source));
             continue;
         }
         let wanted = args.warmup as usize + args.runs as usize;

@@ -97,14 +97,16 @@ impl Local {
         Ok(to)
     }
 
+    /// Removes the directory of a node that never belonged to the cluster.
+    pub(crate) fn forget(&self, name: &str) -> anyhow::Result<()> {
+        let dir = self.dir.join(name);
+        fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))
+    }
+
     /// The first name of this role that no node has.
     pub(crate) fn free_name(&self, role: Role) -> anyhow::Result<String> {
         let nodes = self.nodes()?;
-        let letter = match role {
-            Role::Access => 'a',
-            Role::Data => 'd',
-        };
-        let mut names = (1u64..).map(|number| format!("{letter}{number}"));
+        let mut names = (1u64..).map(|number| role.node(number));
         let free = names.find(|name| nodes.iter().all(|node| node.name != *name));
         free.context("there are fewer nodes than numbers")
     }

@@ -12,7 +12,10 @@ mod wait;
 
 use std::path::PathBuf;
 
-pub(crate) use self::signal::retire;
+pub(crate) use self::{
+    local::{Local, parse_name},
+    signal::retire,
+};
 
 use clap::Subcommand;
 

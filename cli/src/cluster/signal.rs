@@ -84,7 +84,7 @@ pub(crate) async fn stop(dir: &Path) -> anyhow::Result<()> {
         let deadline = Instant::now() + STOP_LIMIT;
         let stopped = join_all(nodes.iter().map(|node| process::stop(node, deadline))).await;
         for (node, stopped) in nodes.iter().zip(stopped) {
-            println!("{}: {}", node.name, describe(stopped?));
+            say!("{}: {}", node.name, describe(stopped?));
         }
     }
     Ok(())
@@ -99,7 +99,7 @@ pub(crate) async fn retire(dir: &Path, name: &str) -> anyhow::Result<()> {
     };
     process::stop(&node, Instant::now() + STOP_LIMIT).await?;
     let kept = local.retire(name)?;
-    println!("its directory is kept as {}", kept.display());
+    say!("its directory is kept as {}", kept.display());
     Ok(())
 }
 
@@ -133,7 +133,7 @@ fn report(done: bool, node: &Node, what: &str) -> anyhow::Result<()> {
     if !done {
         bail!("{} is not running", node.name);
     }
-    println!("{} is {what} (pid {})", node.name, node.pid);
+    say!("{} is {what} (pid {})", node.name, node.pid);
     Ok(())
 }
 

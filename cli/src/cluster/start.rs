@@ -24,6 +24,8 @@ use crate::{
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Time for a node to stop before it is killed, in a restart.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
+/// Time for a node that was not taken in to say so.
+const STRANGER_LIMIT: Duration = Duration::from_secs(2);
 /// Sizes of a new cluster.
 const ACCESS_DEFAULT: u16 = 3;
 const DATA_DEFAULT: u16 = 3;
@@ -86,26 +88,29 @@ fn plan(args: &Args, known: &[Node]) -> anyhow::Result<Plan> {
     };
     let ports = Ports { base: args.base_port };
     Ok(Plan {
-        access: launches("a", 0..access, ports, known)?,
-        data: launches("d", access..access + data, ports, known)?,
+        access: launches(Role::Access, (access, 0), ports, known)?,
+        data: launches(Role::Data, (data, access), ports, known)?,
     })
 }
 
+/// The known nodes of a role, under the names they have, and as many more as are wanted.
 fn launches(
-    prefix: &str,
-    offsets: std::ops::Range<u16>,
+    role: Role,
+    (wanted, first_offset): (u16, u16),
     ports: Ports,
     known: &[Node],
 ) -> anyhow::Result<Vec<Launch>> {
-    let start = offsets.start;
-    let launch = |offset: u16| {
-        let name = format!("{prefix}{}", offset - start + 1);
-        match known.iter().find(|node| node.name == name) {
-            Some(node) => Ok(Launch::again(node, Vec::new())),
-            None => fresh(name, offset, ports),
-        }
-    };
-    offsets.map(launch).collect()
+    let known: Vec<&Node> = known.iter().filter(|node| node.role == role).collect();
+    let mut launches: Vec<Launch> =
+        known.iter().map(|node| Launch::again(node, Vec::new())).collect();
+    let free = (1..=u16::MAX).filter(|number| {
+        let name = role.node(*number);
+        known.iter().all(|node| node.name != name)
+    });
+    for number in free.take(usize::from(wanted).saturating_sub(known.len())) {
+        launches.push(fresh(role.node(number), first_offset + number - 1, ports)?);
+    }
+    Ok(launches)
 }
 
 fn fresh(name: String, offset: u16, ports: Ports) -> anyhow::Result<Launch> {
@@ -127,7 +132,12 @@ async fn bring_up(local: &Local, plan: Plan, starting: &mut Starting<'_>) -> any
     let access = access_addresses(local)?;
     let deadline = starting.deadline;
     let form = async {
-        let formed = hypertide_meta::init_cluster(&Channels::default(), &access, deadline).await;
+        let channels = Channels::default();
+        // Nodes come and go: who belongs to a cluster may remember other members than there are by now.
+        let formed = match hypertide_meta::cluster_of(&channels, &access, deadline).await {
+            Ok(None) => hypertide_meta::init_cluster(&channels, &access, deadline).await.map(Some),
+            formed => formed,
+        };
         formed.context("form the cluster")
     };
     starting.meanwhile("the access nodes to form a cluster", form).await?;
@@ -199,11 +209,24 @@ pub(crate) async fn add_access(dir: &Path) -> anyhow::Result<()> {
     match up.await {
         Ok(()) => starting.done(),
         Err(error) => {
+            let stranger = is_stranger(&local, &launch.name).await;
             starting.give_up().await;
+            if stranger {
+                // Left there, it would be taken for a node of the cluster by the next start.
+                local.forget(&launch.name)?;
+            }
             return Err(error);
         }
     }
     Ok(())
+}
+
+/// Whether a node that was started answers, and belongs to no cluster.
+async fn is_stranger(local: &Local, name: &str) -> bool {
+    let Ok(node) = local.node(name) else { return false };
+    let deadline = Instant::now() + STRANGER_LIMIT;
+    let cluster = hypertide_meta::cluster_of(&Channels::default(), &[node.rpc], deadline).await;
+    matches!(cluster, Ok(None))
 }
 
 /// The base that the ports of these nodes follow from, or 0 when they follow from none.
@@ -232,7 +255,7 @@ async fn start_one(local: &Local, launch: &Launch) -> anyhow::Result<()> {
     match up.await {
         Ok(node) => {
             starting.done();
-            println!("{} is up (pid {})", node.name, node.pid);
+            say!("{} is up (pid {})", node.name, node.pid);
             Ok(())
         }
         Err(error) => {
@@ -247,10 +270,10 @@ fn announce(local: &Local) -> anyhow::Result<()> {
     let nodes = local.nodes()?;
     let count = |role| nodes.iter().filter(|node| node.role == role).count();
     let (access, data) = (count(Role::Access), count(Role::Data));
-    println!("{access} access nodes and {data} data nodes are up in {}", local.dir.display());
+    say!("{access} access nodes and {data} data nodes are up in {}", local.dir.display());
     for node in &nodes {
         if let Some(pg) = &node.pg {
-            println!("{}: {}", node.name, psql_command(pg));
+            say!("{}: {}", node.name, psql_command(pg));
         }
     }
     Ok(())
@@ -290,6 +313,14 @@ mod tests {
         assert_eq!(names(&plan.data), ["d1", "d2", "d3"]);
         let first = plan.data.first().expect("there are three");
         assert_eq!(first.rpc, "127.0.0.1:5463");
+    }
+
+    #[test]
+    fn a_cluster_whose_access_nodes_came_and_went_is_started_under_their_names() {
+        let known = [node("a1", 0, 7000), node("a4", 4, 7000), node("d1", 1, 7000)];
+        let plan = plan(&args(None, Some(3)), &known).expect("it is possible");
+        assert_eq!(names(&plan.access), ["a1", "a4"]);
+        assert_eq!(names(&plan.data), ["d1", "d2", "d3"]);
     }
 
     #[test]

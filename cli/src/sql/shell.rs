@@ -48,7 +48,7 @@ pub(crate) async fn run(
         // A first start has no history yet.
         drop(editor.load_history(path));
     }
-    println!("hypertide {} at {address}; \\? for help", env!("CARGO_PKG_VERSION"));
+    say!("hypertide {} at {address}; \\? for help", env!("CARGO_PKG_VERSION"));
     let mut text = String::new();
     loop {
         let prompt = if text.is_empty() { "hypertide=> " } else { "hypertide-> " };
@@ -110,9 +110,9 @@ async fn perform(
         Meta::Tables => printing.print(&client.tables().await?)?,
         Meta::Timing => {
             printing.timing = !printing.timing;
-            println!("timing is {}", if printing.timing { "on" } else { "off" });
+            say!("timing is {}", if printing.timing { "on" } else { "off" });
         }
-        Meta::Help => println!("{HELP}"),
+        Meta::Help => say!("{HELP}"),
         Meta::Quit => {}
         Meta::Unknown => anyhow::bail!("no such command; \\? lists them"),
     }
@@ -132,7 +132,7 @@ async fn statements(
         };
         printing.print(&outcome)?;
         if printing.timing {
-            println!("{}", print::time(outcome.elapsed));
+            say!("{}", print::time(outcome.elapsed));
         }
     }
     Ok(())

@@ -228,11 +228,11 @@ fn put<K: Ord + Clone, V: DeserializeOwned + Clone>(
     Ok(())
 }
 
-fn encode<T: Serialize>(row: &T) -> Vec<u8> {
+pub(super) fn encode<T: Serialize>(row: &T) -> Vec<u8> {
     rmp_serde::to_vec_named(row).expect("catalog rows hold nothing that MessagePack cannot say")
 }
 
-fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, rmp_serde::decode::Error> {
+pub(super) fn decode<T: DeserializeOwned>(value: &[u8]) -> Result<T, rmp_serde::decode::Error> {
     rmp_serde::from_slice(value)
 }
 

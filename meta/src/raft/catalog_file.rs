@@ -34,7 +34,7 @@ const ROWS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("rows");
 const STATE: TableDefinition<&str, &[u8]> = TableDefinition::new("state");
 const APPLIED: &str = "applied";
 const FILE: &str = "file";
-const CURRENT: &str = "CURRENT";
+pub(super) const CURRENT: &str = "CURRENT";
 
 /// What of the log the catalog holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -64,6 +64,15 @@ pub(super) fn open_log(dir: &Path, id: AccessId) -> Result<LogFile, Error> {
     Ok(file)
 }
 
+/// The node that a directory belongs to; `None` when it belongs to none.
+pub(super) fn owner(dir: &Path) -> Result<Option<AccessId>, Error> {
+    let marker = read_optional(&dir.join(MARKER));
+    let marker =
+        marker.map_err(|error| Error::Storage(format!("open {}: {error}", dir.display())))?;
+    let parsed = marker.as_deref().map(|text| parse_marker(dir, text)).transpose()?;
+    Ok(parsed.map(|(_, owner)| owner))
+}
+
 /// Opens or makes a redb file. On a thread of its own, because redb may panic on a corrupted file.
 pub(super) fn open_database(dir: &Path, name: &str) -> Result<Database, Error> {
     let path = dir.join(name);

@@ -15,6 +15,7 @@
 mod catalog_file;
 mod directory;
 mod files;
+mod found;
 mod group;
 mod log_file;
 mod log_store;
@@ -22,6 +23,7 @@ mod network;
 mod server;
 mod snapshot;
 mod state_machine;
+mod survivor;
 mod types;
 mod watchdog;
 
@@ -29,8 +31,10 @@ mod watchdog;
 mod tests;
 
 pub(crate) use directory::Formed;
+pub use found::{Founder, found};
 pub(crate) use group::{Group, NotRead, NotWritten, Setup, View};
 pub(crate) use log_store::LogStore;
 pub(crate) use server::RaftService;
+pub use survivor::survivor;
 pub(crate) use types::{Proposal, decode, encode};
 pub(crate) use watchdog::Watchdog;

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     Error,
-    catalog::{Chunk, Command, DataNode, Health, Held, Joiner, Outcome},
+    catalog::{Chunk, ChunkOrigin, Command, DataNode, Health, Held, Joiner, Outcome},
     memory::now_ms,
     node::{CatalogWriter, Image, MetaNode},
 };
@@ -463,6 +463,7 @@ fn spec(image: &Image, chunk: &Chunk) -> ChunkSpec {
         table: chunk.table.0,
         time_column: time.unwrap_or_default(),
         order_columns: columns.collect(),
+        origin: ChunkOrigin::of(chunk).to_bytes().into(),
     }
 }
 

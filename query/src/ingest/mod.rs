@@ -36,6 +36,7 @@
 //! for mmap instead of glibc's defaults: 1.12, 1.14 and 1.34 in place of 1.08.
 
 pub(crate) mod assign;
+pub(crate) mod batches;
 pub(crate) mod cells;
 pub(crate) mod check;
 pub(crate) mod deliver;

@@ -15,7 +15,7 @@ use std::{
 use arrow::array::RecordBatch;
 use hypertide_meta::{
     OpenTxn,
-    catalog::{Chunk, Command, Outcome, Rule, Table, TableKind},
+    catalog::{Chunk, ChunkOrigin, Command, Outcome, Rule, Table, TableKind},
 };
 use hypertide_proto::{
     decision::{Decision, Fate},
@@ -32,8 +32,11 @@ use super::{
 };
 use crate::{Engine, Error};
 
+mod acked;
 mod commit;
 mod reserve;
+
+use acked::Acked;
 
 /// Encoded bytes that a transaction keeps for sending them again.
 const KEPT_BYTES_MAX: usize = 256 << 20;
@@ -75,14 +78,20 @@ struct Share {
     /// With a tombstone among the parts, the epoch in which all must acknowledge it.
     keyed: Option<Epoch>,
     /// Parts that each disk has durably.
-    acks: BTreeMap<Rid, BTreeSet<u32>>,
+    acks: BTreeMap<Rid, Acked>,
 }
 
 impl Share {
     /// Disks that hold every part.
     fn covered(&self) -> Vec<Rid> {
-        let whole = |acks: &BTreeSet<u32>| acks.len() == self.parts.len();
-        self.acks.iter().filter(|(_, acks)| whole(acks)).map(|(rid, _)| *rid).collect()
+        let count = self.count();
+        let whole = self.acks.iter().filter(|(_, acked)| acked.whole(count));
+        whole.map(|(rid, _)| *rid).collect()
+    }
+
+    /// Parts; [`Writer::keep`] lets there be no more than have a number.
+    fn count(&self) -> u32 {
+        u32::try_from(self.parts.len()).unwrap_or(u32::MAX)
     }
 
     /// Disks whose acknowledgement the commit needs.
@@ -499,14 +508,12 @@ impl Writer {
     /// Parts that these of the replicas of now lack.
     fn missing(&self, members: Members) -> BTreeMap<Rid, Vec<(ChunkId, u32)>> {
         let mut missing: BTreeMap<Rid, Vec<(ChunkId, u32)>> = BTreeMap::new();
+        let none = Acked::default();
         for (id, share) in &self.shares {
             for rid in members.of(share) {
-                let acks = share.acks.get(&rid);
-                let lacks = (0..share.parts.len() as u32)
-                    .filter(|number| !acks.is_some_and(|acks| acks.contains(number)))
-                    .map(|number| (*id, number));
-                let lacks: Vec<(ChunkId, u32)> = lacks.collect();
-                if !lacks.is_empty() {
+                let acked = share.acks.get(&rid).unwrap_or(&none);
+                let mut lacks = acked.lacking(share.count()).map(|number| (*id, number)).peekable();
+                if lacks.peek().is_some() {
                     missing.entry(rid).or_default().extend(lacks);
                 }
             }
@@ -576,6 +583,7 @@ fn wire_part(share: &Share, number: u32, part: &Encoded) -> hypertide_proto::wir
     let mut spec = hypertide_proto::wire::storage::ChunkSpec {
         chunk: share.chunk.id.0,
         table: share.table.id.0,
+        origin: ChunkOrigin::of(&share.chunk).to_bytes().into(),
         ..Default::default()
     };
     let stored = |name: &str| share.table.columns.stored_name(name).to_owned();

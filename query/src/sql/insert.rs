@@ -37,6 +37,7 @@ use crate::{
     Error, Reply, Session, Snapshot,
     ingest::{
         assign::assign,
+        batches::Batches,
         cells::{Cell, Inputs, build, cell},
         send::{WriteTag, Writer},
     },
@@ -250,13 +251,14 @@ async fn once(
             let plan = query::bind(query::plan(&frame.ctx, ast).await?, values.to_vec())?;
             target.check_width(plan.schema().fields().len(), !insert.columns.is_empty())?;
             let mut stream = frame.ctx.execute_logical_plan(plan).await?.execute_stream().await?;
+            let mut batches = Batches::new(stream.schema());
             while let Some(batch) = stream.try_next().await? {
-                let mut columns = Vec::with_capacity(batch.num_columns());
-                for (number, array) in batch.columns().iter().enumerate() {
-                    let Some(column) = target.column(number) else { continue };
-                    columns.push(assign(array, column, frame.zone)?);
+                if let Some(rows) = batches.add(batch)? {
+                    sink.put(selected(&frame, &target, &rows).await?).await?;
                 }
-                sink.put(complete(&frame, &target, batch.num_rows(), columns).await?).await?;
+            }
+            if let Some(rows) = batches.finish()? {
+                sink.put(selected(&frame, &target, &rows).await?).await?;
             }
         }
     }
@@ -329,6 +331,20 @@ async fn values_batch(
         columns.push(build(column, &cells, inputs)?);
     }
     complete(frame, target, list.rows.len(), columns).await
+}
+
+/// The rows that a query gives, with all columns of the table.
+async fn selected(
+    frame: &Frame,
+    target: &Target,
+    rows: &RecordBatch,
+) -> Result<RecordBatch, Error> {
+    let mut columns = Vec::with_capacity(rows.num_columns());
+    for (number, array) in rows.columns().iter().enumerate() {
+        let Some(column) = target.column(number) else { continue };
+        columns.push(assign(array, column, frame.zone)?);
+    }
+    complete(frame, target, rows.num_rows(), columns).await
 }
 
 /// Puts given columns in the table's order and fills the others with their defaults.

@@ -63,6 +63,7 @@ fn load_chunk(store: &ChunkStore, chunk: u64, (source, rows): (&mut Rows, usize)
                     table: TableId(1),
                     time_column: Some("time".into()),
                     order_columns: vec!["hostname".into()],
+                    origin: Default::default(),
                 },
                 epoch: Epoch(1),
                 number: 0,

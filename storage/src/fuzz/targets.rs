@@ -202,6 +202,7 @@ pub(super) fn journal_rows() -> Target {
             table: hypertide_proto::ids::TableId(2),
             time_column: Some("time".into()),
             order_columns: vec!["device".into()],
+            origin: b"origin".to_vec(),
         },
         epoch: hypertide_proto::ids::Epoch(3),
         rows: 4,
@@ -314,6 +315,7 @@ fn write_journal(directory: &Path) -> Vec<i64> {
             table: TableId(1),
             time_column: None,
             order_columns: Vec::new(),
+            origin: Vec::new(),
         };
         let part = crate::Part {
             spec,

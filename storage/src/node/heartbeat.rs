@@ -17,8 +17,10 @@ use hypertide_proto::{
     wire::meta::{ChunkCompression, ChunkProgress, HeartbeatReply, HeartbeatRequest},
 };
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::{DataNode, Membership};
-use crate::{ChunkReport, ChunkState};
+use crate::{ChunkReport, ChunkState, tables::Definitions};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 /// Shorter than the interval, so that a dead access node holds up nothing.
@@ -76,6 +78,7 @@ fn common(node: &DataNode, member: &Membership) -> HeartbeatRequest {
         free_bytes: node.store.free_bytes().unwrap_or(0),
         pid: std::process::id(),
         damaged: node.store.damaged().into_iter().map(|chunk| chunk.0).collect(),
+        definitions_hash: node.store.definitions().map_or(0, |kept| xxh3_64(&kept.body)),
     }
 }
 
@@ -131,7 +134,10 @@ pub(super) fn progress(report: &ChunkReport) -> ChunkProgress {
 /// Follows the access nodes, and drops chunks that the catalog dropped; gives those that cannot be dropped yet.
 async fn take_replies(node: &DataNode, replies: Vec<HeartbeatReply>) -> Vec<ChunkId> {
     let (mut dropped, mut at) = (BTreeSet::new(), Csn(0));
-    for reply in replies {
+    for mut reply in replies {
+        if let Some(definitions) = reply.definitions.take() {
+            keep(node, Definitions { index: definitions.index, body: definitions.body }).await;
+        }
         node.access.learn(reply.access.into_iter().map(|member| member.rpc).collect());
         if !reply.dropped.is_empty() {
             at = at.max(Csn(reply.dropped_csn));
@@ -156,6 +162,18 @@ async fn take_replies(node: &DataNode, replies: Vec<HeartbeatReply>) -> Vec<Chun
     }
     save_access(node).await;
     kept
+}
+
+/// Keeps what the catalog defines, for when no access node is left.
+async fn keep(node: &DataNode, definitions: Definitions) {
+    let store = Arc::clone(&node.store);
+    let kept = tokio::task::spawn_blocking(move || store.save_definitions(definitions)).await;
+    if let Err(error) = kept
+        .map_err(|error| error.to_string())
+        .and_then(|kept| kept.map_err(|error| error.to_string()))
+    {
+        tracing::warn!("keep a copy of the catalog's definitions: {error}");
+    }
 }
 
 /// Remembers where the access nodes are, for the next start.

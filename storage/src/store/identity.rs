@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Error,
-    tables::{self, FORMAT, Identity, Manifest},
+    tables::{self, Definitions, FORMAT, Identity, Manifest},
 };
 
 const NAME: &str = "node.redb";
@@ -35,6 +35,7 @@ pub(crate) struct NodeFile {
     identity: Mutex<Identity>,
     manifest: Mutex<BTreeMap<ChunkId, Manifest>>,
     removals: Mutex<Removals>,
+    definitions: Mutex<Option<Definitions>>,
     settled: bool,
 }
 
@@ -52,6 +53,7 @@ struct Rows {
     identity: Option<Identity>,
     manifest: BTreeMap<ChunkId, Manifest>,
     removals: Removals,
+    definitions: Option<Definitions>,
 }
 
 impl NodeFile {
@@ -79,7 +81,8 @@ impl NodeFile {
         }
         let read = read.map_err(|what| refusal(dir, OpenError::Damaged(what)))?;
         let read = read.map_err(failed("read node.redb"))?;
-        let Rows { identity, manifest, removals } = read.map_err(|error| refusal(dir, error))?;
+        let read = read.map_err(|error| refusal(dir, error))?;
+        let Rows { identity, manifest, removals, definitions } = read;
         if settled && identity.is_none() {
             return Err(refusal(dir, OpenError::Damaged("it holds no identity".into())));
         }
@@ -95,6 +98,7 @@ impl NodeFile {
             identity: Mutex::new(identity.clone()),
             manifest: Mutex::new(manifest),
             removals: Mutex::new(removals),
+            definitions: Mutex::new(definitions),
             settled,
         };
         if fresh {
@@ -152,6 +156,25 @@ impl NodeFile {
             Ok(())
         })?;
         *lock(&self.identity) = identity;
+        Ok(())
+    }
+
+    pub(crate) fn definitions(&self) -> Option<Definitions> {
+        lock(&self.definitions).clone()
+    }
+
+    /// Keeps other definitions, durably, unless those that are here are newer.
+    pub(crate) fn save_definitions(&self, definitions: Definitions) -> Result<(), Error> {
+        let mut kept = lock(&self.definitions);
+        if kept.as_ref().is_some_and(|kept| kept.index > definitions.index) {
+            return Ok(());
+        }
+        self.write("save the definitions of the catalog", |txn| {
+            let pieces: [&[u8]; 2] = [&definitions.head(), &definitions.body];
+            tables::put(&mut txn.open_table(tables::IDENTITY)?, tables::DEFINITIONS_KEY, &pieces)?;
+            Ok(())
+        })?;
+        *kept = Some(definitions);
         Ok(())
     }
 
@@ -293,6 +316,15 @@ fn read_all(database: &Database) -> Result<Result<Rows, OpenError>, redb::Error>
         None => Some(Csn(0)),
     };
     let Some(horizon) = horizon else { return wrong("the horizon") };
+    let definitions = match table.get(tables::DEFINITIONS_KEY)? {
+        Some(row) => match tables::unframe(tables::DEFINITIONS_KEY, row.value())
+            .and_then(Definitions::from_body)
+        {
+            Some(definitions) => Some(definitions),
+            None => return wrong("the copy of the definitions"),
+        },
+        None => None,
+    };
     let Some(manifest) = read_chunks(&txn, tables::MANIFEST)? else {
         return wrong("the manifest");
     };
@@ -300,7 +332,7 @@ fn read_all(database: &Database) -> Result<Result<Rows, OpenError>, redb::Error>
         return wrong("the list of removed chunks");
     };
     let removals = Removals { chunks, horizon };
-    Ok(Ok(Rows { identity: Some(identity), manifest, removals }))
+    Ok(Ok(Rows { identity: Some(identity), manifest, removals, definitions }))
 }
 
 /// The rows of a table by chunk; `None` when one has wrong bytes.

@@ -90,6 +90,7 @@ mod tests {
             table: TableId(1),
             time_column: Some("time".into()),
             order_columns: vec!["host".into()],
+            origin: Default::default(),
         };
         let names = |order: Vec<OrderBy>| -> Vec<String> {
             order.into_iter().map(|by| by.column).collect()

@@ -9,7 +9,7 @@
 //! 4. Parts become pending, those with a decision committed; what the files hold already leaves the journal.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex},
     time::Instant,
@@ -43,8 +43,11 @@ use crate::{
     tables::{DecisionRow, Identity},
 };
 
-/// Opens a store.
-pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Error> {
+/// Opens a store; gives the decisions that its journal had, too.
+pub(super) fn open(
+    config: StoreConfig,
+    disk: Arc<dyn Disk>,
+) -> Result<(Inner, Vec<Decision>), Error> {
     make_dir(disk.as_ref(), &config.dir)?;
     let poison = Arc::new(Poison::new(Arc::clone(&disk), &config.dir));
     let marked = poison.marked()?;
@@ -63,10 +66,12 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
     }
     let memory = Memory::new(config.memory_bytes);
     let mut replicas = Replicas::default();
-    let recovered = std::mem::take(&mut journal.recovered);
+    let mut recovered = std::mem::take(&mut journal.recovered);
+    let decisions: Vec<Decision> =
+        std::mem::take(&mut recovered.decisions).into_iter().map(decision).collect();
     let whole = recovered.damaged.is_empty();
     restore_files(&mut replicas, &files, (&node, &recovered))?;
-    let changes = replay(&mut replicas, recovered, &memory);
+    let changes = replay(&mut replicas, (recovered, &decisions), &memory);
     for (chunk, csn) in node.removals().chunks {
         // How long ago that was is not known here: it stays as if it had been now.
         replicas.set_removed(chunk, csn, Instant::now());
@@ -87,7 +92,7 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
         move |txns| lock(&replicas).decisions_durable(&txns)
     })?;
     journal.submit_lazily(changes);
-    Ok(Inner {
+    let inner = Inner {
         config,
         disk,
         node,
@@ -104,7 +109,14 @@ pub(super) fn open(config: StoreConfig, disk: Arc<dyn Disk>) -> Result<Inner, Er
         counters: Arc::default(),
         renewed: renewed.into(),
         closed: false.into(),
-    })
+    };
+    Ok((inner, decisions))
+}
+
+fn decision((txn, row): (TxnId, DecisionRow)) -> Decision {
+    let DecisionRow { csn, links } = row;
+    let links = links.into_iter().map(|(chunk, prev)| ChunkLink { chunk, prev }).collect();
+    Decision { txn, fate: Fate::Committed { csn, links } }
 }
 
 /// The journal, and whether it is a new one.
@@ -201,7 +213,11 @@ fn restore_files(
 }
 
 /// Takes in the journal; the changes remove from it what is of no use.
-fn replay(replicas: &mut Replicas, recovered: Recovered, memory: &Arc<Memory>) -> Vec<Change> {
+fn replay(
+    replicas: &mut Replicas,
+    (recovered, decisions): (Recovered, &[Decision]),
+    memory: &Arc<Memory>,
+) -> Vec<Change> {
     for (key, what) in recovered.damaged {
         tracing::error!("chunk {} is damaged: {what}", key.chunk);
         replicas.lose(key, &what);
@@ -218,11 +234,8 @@ fn replay(replicas: &mut Replicas, recovered: Recovered, memory: &Arc<Memory>) -
         }
     }
     let mut changes = Vec::new();
-    let decisions: BTreeMap<TxnId, DecisionRow> = recovered.decisions.into_iter().collect();
-    for (txn, DecisionRow { csn, links }) in decisions {
-        let links = links.into_iter().map(|(chunk, prev)| ChunkLink { chunk, prev }).collect();
-        let decision = Decision { txn, fate: Fate::Committed { csn, links } };
-        let kept = match replicas.decide(&decision, true, now) {
+    for decision in decisions {
+        let kept = match replicas.decide(decision, true, now) {
             Decided::Committed { removed, kept } => {
                 changes.extend(removed.into_iter().map(Change::RemovePart));
                 kept
@@ -230,7 +243,7 @@ fn replay(replicas: &mut Replicas, recovered: Recovered, memory: &Arc<Memory>) -
             Decided::Unknown | Decided::Aborted { .. } => false,
         };
         if !kept {
-            changes.push(Change::RemoveDecision(txn));
+            changes.push(Change::RemoveDecision(decision.txn));
         }
     }
     changes

@@ -162,6 +162,7 @@ impl Meta for Access {
                 leader: 1,
                 dropped,
                 dropped_csn: 1_000,
+                definitions: None,
             }))
         })
     }
@@ -221,6 +222,7 @@ pub fn wire_part(part: Part) -> wire::storage::Part {
             table: part.spec.table.0,
             time_column: part.spec.time_column.unwrap_or_default(),
             order_columns: part.spec.order_columns,
+            origin: part.spec.origin.into(),
         }),
         epoch: part.epoch.0,
         part: part.number,

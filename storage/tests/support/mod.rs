@@ -70,6 +70,7 @@ pub fn spec(chunk: u64) -> ChunkSpec {
         table: TableId(1),
         time_column: Some("time".into()),
         order_columns: vec!["device".into()],
+        origin: format!("chunk {chunk}").into(),
     }
 }
 

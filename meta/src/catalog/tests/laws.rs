@@ -25,7 +25,7 @@ use crate::{
 
 /// A command whose acknowledgements and versions are filled in when it is applied: random ones would all be refused.
 #[derive(Clone, Debug)]
-enum Draft {
+pub(super) enum Draft {
     Whole(Command),
     Commit {
         txn: TxnId,
@@ -169,7 +169,7 @@ fn tables() -> impl Strategy<Value = Command> {
     prop_oneof![6 => create, 6 => cut, 1 => drop, 1 => truncate]
 }
 
-fn draft() -> impl Strategy<Value = Draft> {
+pub(super) fn draft() -> impl Strategy<Value = Draft> {
     let chunks = (table(), vec(point(), 1..6))
         .prop_map(|(table, points)| Command::EnsureChunks { table, points });
     let dropped = (table(), vec((1u64..30).prop_map(ChunkId), 1..4))
@@ -191,7 +191,7 @@ fn draft() -> impl Strategy<Value = Draft> {
 }
 
 /// The command of a draft in this catalog.
-fn finish(draft: &Draft, kept: &mut Kept) -> Option<Command> {
+pub(super) fn finish(draft: &Draft, kept: &mut Kept) -> Option<Command> {
     let catalog = &kept.catalog;
     Some(match draft {
         Draft::Whole(command) => command.clone(),
@@ -249,7 +249,7 @@ fn replica(way: u8, id: ChunkId, node: u64, kept: &Kept) -> Option<Command> {
 }
 
 /// A cluster of two access nodes and three data nodes, so that random commands find something to work on.
-fn founded() -> Kept {
+pub(super) fn founded() -> Kept {
     let mut kept = Kept::default();
     for id in 1..3 {
         let at = || "host:1".to_owned();

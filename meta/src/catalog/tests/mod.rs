@@ -1,9 +1,10 @@
-//! Tests of the catalog as a whole: scripts ([`script`] and [`replicas`]), laws over random commands ([`laws`]), and catalogs that
+//! Tests of the catalog as a whole: scripts ([`script`] and [`replicas`]), laws over random commands ([`laws`]), the catalog made anew ([`rebuild`]), and catalogs that
 //! [`Catalog::check`] must refuse ([`broken`]).
 
 mod alter;
 mod broken;
 mod laws;
+mod rebuild;
 mod replicas;
 mod script;
 

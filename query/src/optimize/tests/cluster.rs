@@ -22,7 +22,8 @@ use futures::{StreamExt, stream, stream::BoxStream};
 use hypertide_meta::{
     Config, MetaNode, Tuning,
     catalog::{
-        Chunk, Command, CommitPart, CommitRecord, HypertableSpec, Outcome, Rule, Table, TableKind,
+        Chunk, ChunkOrigin, Command, CommitPart, CommitRecord, HypertableSpec, Outcome, Rule,
+        Table, TableKind,
     },
     init_cluster,
 };
@@ -354,7 +355,9 @@ impl Cluster {
             time_column = columns.next();
             order_columns.extend(columns);
         }
-        let spec = ChunkSpec { chunk: chunk.id, table: table.id, time_column, order_columns };
+        let origin = ChunkOrigin::of(chunk).to_bytes();
+        let spec =
+            ChunkSpec { chunk: chunk.id, table: table.id, time_column, order_columns, origin };
         let part = |(number, encoded): (usize, Encoded)| Part {
             spec: spec.clone(),
             epoch: chunk.epoch,

@@ -33,6 +33,7 @@ fn spec() -> ChunkSpec {
         table: TableId(1),
         time_column: Some("time".into()),
         order_columns: Vec::new(),
+        origin: Vec::new(),
     }
 }
 
