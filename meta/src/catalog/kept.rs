@@ -13,7 +13,7 @@ use hypertide_proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Catalog, Chunk, Counters, RowKey,
+    Catalog, Chunk, Counters, RowKey, Table, TableKind,
     row::{RowError, decode, encode},
 };
 
@@ -58,7 +58,8 @@ impl Catalog {
     /// The definitions, as bytes: rows in order of their keys.
     #[must_use]
     pub fn definitions(&self) -> Vec<u8> {
-        let kept = Self { counters: self.counters.of_definitions(), ..self.clone() };
+        let tables = self.tables.iter().map(|(id, table)| (*id, table.of_definitions())).collect();
+        let kept = Self { counters: self.counters.of_definitions(), tables, ..self.clone() };
         let keys = kept.row_keys().filter(is_definition);
         let rows = keys.filter_map(|key| Some((key.to_bytes(), kept.row(&key)?)));
         encode(&rows.collect::<Vec<_>>())
@@ -79,6 +80,17 @@ impl Catalog {
             && self.data_nodes.ptr_eq(&other.data_nodes)
             && self.access_nodes.ptr_eq(&other.access_nodes)
             && self.counters.of_definitions() == other.counters.of_definitions()
+    }
+}
+
+impl Table {
+    /// Without the number of chunks that were named, which each new one changes: their names are with the chunks.
+    fn of_definitions(&self) -> Self {
+        let mut table = self.clone();
+        if let TableKind::Hypertable(made) = &mut table.kind {
+            made.next_chunk = 1;
+        }
+        table
     }
 }
 

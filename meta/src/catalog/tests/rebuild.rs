@@ -242,6 +242,25 @@ fn the_newest_copy_counts_and_disks_say_who_they_are() {
 }
 
 #[test]
+fn chunks_that_are_made_change_no_copy() {
+    let mut kept = written();
+    let before = kept.catalog.clone();
+    let table = twice(&before).table;
+    let copy = kept.catalog.definitions();
+    let point = |catalog: &Catalog| {
+        let taken = catalog.chunks_of(table).map(|chunk| chunk.time().end());
+        taken.filter(|end| *end < i64::MAX).max().unwrap_or(0)
+    };
+    let points = vec![vec![point(&before), 0]];
+    let made = kept.apply(&Command::EnsureChunks { table, points }).expect("a chunk is made");
+    assert!(matches!(made, crate::catalog::Outcome::Chunks(_)));
+    assert!(kept.catalog.chunks().count() > before.chunks().count());
+    assert_eq!(kept.catalog.definitions(), copy);
+    assert!(!kept.catalog.shares_definitions(&Catalog::default()));
+    assert!(before.shares_definitions(&before.clone()));
+}
+
+#[test]
 fn the_next_chunk_has_a_name_of_its_own() {
     let old = written().catalog;
     let mut nodes = remains(&old);
