@@ -33,6 +33,7 @@ mod logging;
 mod node;
 mod process;
 mod rebalance;
+mod relay;
 mod serve;
 mod sql;
 mod status;

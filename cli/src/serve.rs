@@ -32,6 +32,7 @@ use crate::{
     gauges,
     http::{self, Health, ReadGauges},
     listen::{self, Wish},
+    relay::relaying,
 };
 
 /// How long requests under way may go on after the node was told to stop.
@@ -140,7 +141,8 @@ impl BoundAccess {
             Arc::new(move || gauges::of_access(&name, &node))
         };
         let state = (Arc::clone(&health), gauges);
-        let mut servers = Servers::start((rpc, node.routes()), (http, state));
+        let routes = relaying(node.routes(), &node, &channels);
+        let mut servers = Servers::start((rpc, routes), (http, state));
         let serve_sql = async {
             if !ready(node.ready(), shutdown.clone()).await? {
                 return Ok(());

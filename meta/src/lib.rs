@@ -31,6 +31,7 @@ mod open;
 pub mod placement;
 mod raft;
 pub mod reconcile;
+mod relays;
 mod rpc;
 mod status;
 

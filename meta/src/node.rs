@@ -372,6 +372,7 @@ impl MetaNode {
         self.spawn(crate::fleet::report_progress(Arc::downgrade(self)));
         self.spawn(crate::reconcile::run::run(Arc::downgrade(self)));
         self.spawn(crate::members::keep(Arc::downgrade(self)));
+        self.spawn(crate::relays::follow(Arc::downgrade(self)));
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     error::{Code, Retry, RpcError},
+    link::{Link, Relays, Way},
     wire::{
         meta::{meta_client::MetaClient, raft_client::RaftClient},
         query::fragments_client::FragmentsClient,
@@ -38,6 +39,8 @@ const RETRY_DELAY_MAX: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug, Default)]
 pub struct Channels {
     open: Arc<Mutex<HashMap<String, Channel>>>,
+    ways: Arc<Mutex<HashMap<String, Arc<Way>>>>,
+    relays: Relays,
 }
 
 impl Channels {
@@ -59,6 +62,21 @@ impl Channels {
         let channel = endpoint.connect_lazy();
         open.insert(address.to_owned(), channel.clone());
         Ok(channel)
+    }
+
+    /// The channel to the data node at `address`, that goes through another access node while the direct way is broken.
+    pub fn link(&self, address: &str) -> Result<Link, RpcError> {
+        let direct = self.get(address)?;
+        let way = {
+            let mut ways = self.ways.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            Arc::clone(ways.entry(address.to_owned()).or_insert_with(|| Way::to(address)))
+        };
+        Ok(Link::new(direct, way, self.relays.clone(), self.clone()))
+    }
+
+    /// Other access nodes, which pass calls on to data nodes that cannot be reached from here.
+    pub fn relay_through(&self, addresses: Vec<String>) {
+        self.relays.set(addresses);
     }
 
     /// Client of an access node's catalog service.
@@ -85,9 +103,17 @@ impl Channels {
             .max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
-    /// Client of a data node's fragment service.
-    pub fn fragments(&self, address: &str) -> Result<FragmentsClient<Channel>, RpcError> {
-        let client = FragmentsClient::new(self.get(address)?);
+    /// As [`Channels::storage`], by a [`Link`].
+    pub fn linked_storage(&self, address: &str) -> Result<StorageClient<Link>, RpcError> {
+        let client = StorageClient::new(self.link(address)?);
+        Ok(client
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    /// Client of a data node's fragment service, by a [`Link`].
+    pub fn fragments(&self, address: &str) -> Result<FragmentsClient<Link>, RpcError> {
+        let client = FragmentsClient::new(self.link(address)?);
         Ok(client
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX))

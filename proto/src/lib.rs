@@ -11,6 +11,7 @@ pub mod client;
 pub mod decision;
 pub mod error;
 pub mod ids;
+pub mod link;
 pub mod partition;
 #[cfg(feature = "planted_bugs")]
 pub mod planted;

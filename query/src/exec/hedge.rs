@@ -78,7 +78,7 @@ async fn answers(statement: &Statement, node: NodeId) -> bool {
     else {
         return false;
     };
-    let Ok(mut client) = statement.channels.storage(&node.rpc) else { return false };
+    let Ok(mut client) = statement.channels.linked_storage(&node.rpc) else { return false };
     // There is no chunk zero: the answer is empty.
     let request = ChunksRequest { cluster: cluster.0.to_vec().into(), chunks: vec![0] };
     let asked = tokio::time::timeout(PROBE_TIMEOUT, client.chunks(request));

@@ -117,7 +117,7 @@ async fn send(
     deadline: Instant,
 ) -> Result<(), RpcError> {
     let rid = request.rid;
-    let mut client = engine.channels.storage(address)?;
+    let mut client = engine.channels.linked_storage(address)?;
     let answer = tokio::time::timeout(left(deadline), client.prepare(request)).await;
     let reply = answer
         .map_err(|_| RpcError::new(Code::DeadlineExceeded, "no answer in time"))?
@@ -159,6 +159,6 @@ async fn tell(engine: &Engine, address: &str, decision: &Decision) -> bool {
         cluster: cluster.0.to_vec().into(),
         decisions: vec![decision.clone().into()],
     };
-    let Ok(mut client) = engine.channels.storage(address) else { return false };
+    let Ok(mut client) = engine.channels.linked_storage(address) else { return false };
     matches!(tokio::time::timeout(DECIDE_TIMEOUT, client.decide(request)).await, Ok(Ok(_)))
 }

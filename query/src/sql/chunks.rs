@@ -84,7 +84,7 @@ pub(crate) fn tell_dropped(session: &Session, chunks: Vec<ChunkId>) {
                 chunks: chunks.iter().map(|chunk| chunk.0).collect(),
                 csn: image.snapshot().0,
             };
-            let Ok(mut client) = channels.storage(&address) else { continue };
+            let Ok(mut client) = channels.linked_storage(&address) else { continue };
             match tokio::time::timeout(DROP_TIMEOUT, client.drop_chunks(request)).await {
                 Ok(Ok(_)) => {}
                 _ => {

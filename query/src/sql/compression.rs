@@ -265,7 +265,7 @@ impl Settler {
         let image = self.engine.catalog.image();
         let cluster = self.engine.catalog.cluster();
         let cluster = cluster.map_or_else(Bytes::new, |cluster| Bytes::copy_from_slice(&cluster.0));
-        let mut client = self.engine.channels.storage(&node.rpc)?;
+        let mut client = self.engine.channels.linked_storage(&node.rpc)?;
         let deadline = tokio::time::Instant::from_std(self.deadline);
         let late = |_| RpcError::new(Code::DeadlineExceeded, "no answer in time");
         let report = match compress_request(&image.catalog, chunk, cluster.clone()) {

@@ -250,13 +250,13 @@ impl Visit {
         let gone = || RpcError::new(Code::Unavailable, "the node is gone");
         let node = self.image.catalog.data_node(self.node).ok_or_else(gone)?;
         let cluster = self.engine.catalog.cluster().ok_or_else(gone)?;
-        let client = self.engine.channels.storage(&node.rpc)?;
+        let client = self.engine.channels.linked_storage(&node.rpc)?;
         Ok((client, cluster.0.to_vec().into()))
     }
 }
 
 type StorageClient =
-    hypertide_proto::wire::storage::storage_client::StorageClient<tonic::transport::Channel>;
+    hypertide_proto::wire::storage::storage_client::StorageClient<hypertide_proto::link::Link>;
 
 fn silent() -> RpcError {
     RpcError::new(Code::Unavailable, "the node does not answer")

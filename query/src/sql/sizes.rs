@@ -248,7 +248,7 @@ async fn ask(
     let channels = &session.engine.channels;
     let asked = by_disk.into_iter().map(async |(rid, chunks)| {
         let node = image.catalog.data_node(rid.node).filter(|node| node.rid == rid);
-        let mut client = channels.storage(&node?.rpc).ok()?;
+        let mut client = channels.linked_storage(&node?.rpc).ok()?;
         let request = ChunksRequest { cluster: cluster.clone(), chunks };
         let answer = tokio::time::timeout(ASK_TIMEOUT, client.chunks(request)).await;
         Some((rid, answer.ok()?.ok()?.into_inner().chunks))

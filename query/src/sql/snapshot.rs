@@ -149,7 +149,7 @@ async fn hold(view: Weak<Image>, catalog: Arc<dyn CatalogWriter>, channels: Chan
         let Some(cluster) = catalog.cluster() else { return };
         let image = catalog.image();
         let asked = image.catalog.data_nodes().filter_map(|node| {
-            let mut client = channels.storage(&node.rpc).ok()?;
+            let mut client = channels.linked_storage(&node.rpc).ok()?;
             let request = HoldSnapshotRequest {
                 cluster: cluster.0.to_vec().into(),
                 csn: csn.0,
