@@ -349,6 +349,27 @@ async fn a_data_node_whose_journal_is_damaged_is_rebuilt_from_the_others() {
     assert!(!cluster.log_of("a1").contains("is lost"), "nothing is");
 }
 
+/// Has every row that there is written to the chunks' files.
+async fn flush(client: &Client) {
+    let set = "ALTER TABLE events SET (timescaledb.compress)";
+    client.batch_execute(set).await.expect("it is a hypertable");
+    let compress = "SELECT compress_chunk(chunk, true) FROM show_chunks('events') chunk";
+    client.query(compress, &[]).await.expect("the cluster is whole");
+}
+
+/// Rows whose time is in the condition.
+async fn count(client: &Client, condition: &str) -> Result<i64, tokio_postgres::Error> {
+    let sql = format!("SELECT count(*) FROM events WHERE {condition}");
+    client.query_one(&sql, &[]).await.map(|row| row.get(0))
+}
+
+/// The chunk that was written to last, and the node that has it.
+async fn last_written(client: &Client) -> (String, String) {
+    let sql = "SELECT chunk_name, node_name FROM hypertide.replicas ORDER BY csn DESC LIMIT 1";
+    let row = client.query_one(sql, &[]).await.expect("there is a chunk");
+    (row.get(0), row.get(1))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_one_replica_a_damaged_journal_is_a_loss_that_is_told() {
     let cluster = Cluster::start(1, 2);
@@ -377,4 +398,34 @@ async fn with_one_replica_a_damaged_journal_is_a_loss_that_is_told() {
     assert!(!check.status.success() && text(&check.stdout).contains(name), "{check:?}");
     // What lies elsewhere is read on, and new rows find a place.
     copy(&client, 4).await.expect("rows are taken in");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_one_replica_a_damaged_journal_loses_only_chunks_with_rows_in_it() {
+    let cluster = Cluster::start(1, 2);
+    prepare(&cluster).await;
+    let client = cluster.connect("a1").await;
+    for statement in 1..=3 {
+        copy(&client, statement).await.expect("the cluster is whole");
+    }
+    flush(&client).await;
+    let others = "time >= '2026-01-15'";
+    let before = count(&client, others).await.expect("the cluster is whole");
+    assert!(before > 0, "there are rows in other chunks");
+    let insert = "INSERT INTO events VALUES ('2026-01-02 00:00:00+00', 'source 1', 4, 0)";
+    client.batch_execute(insert).await.expect("the cluster is whole");
+    let (chunk, node) = last_written(&client).await;
+    tokio::task::block_in_place(|| {
+        harm_journal(&cluster, &node, |bytes| bytes.clear());
+        cluster.wait_for("a damaged chunk", |status| status["chunks"]["damaged"] == 1)
+    });
+    let log = cluster.log_of("a1");
+    let told = log.lines().filter(|line| line.contains(" ERROR ")).collect::<Vec<_>>();
+    assert!(told.len() == 1 && told[0].contains(&chunk), "{told:?}");
+    assert_eq!(count(&client, others).await.expect("they are whole"), before);
+    let refused = count(&client, "true").await.expect_err("a row is gone");
+    assert!(refused.to_string().contains("db error"), "{refused:?}");
+    // The others take rows on the disk of now.
+    copy(&client, 5).await.expect("rows are taken in");
+    assert!(count(&client, others).await.expect("they are whole") > before);
 }

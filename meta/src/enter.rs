@@ -2,10 +2,14 @@
 //!
 //! A node says which disk it has and what of every chunk is durable there. Its disk is another one, or was turned back to
 //! an earlier state, when it misses anything that it reported durable before. Then it gets a new incarnation, before it
-//! may acknowledge or serve anything: what the old one promised is gone.
+//! may acknowledge or serve anything: what the old one promised is gone, but for the chunks of which the disk proves to
+//! hold every commit. Those it keeps; the node is told which, and puts all others aside.
+//!
+//! A node that did not hear the answer says again what it said, under the incarnation that it knows. It is reset once
+//! more, by what its disk holds then, and is told of that: whichever answer it follows, it keeps what the catalog counts.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -16,7 +20,7 @@ use hypertide_proto::{
 };
 
 use crate::{
-    catalog::{Catalog, Chunk, ChunkState, Command, DataNode, Outcome},
+    catalog::{Catalog, Chunk, ChunkState, Command, DataNode, Held, Outcome},
     fleet::seen_chunk,
     node::{CatalogWriter, MetaNode},
     reconcile::plan::SeenChunk,
@@ -35,8 +39,7 @@ pub(crate) async fn admit(
     let image = node.barrier(deadline).await?;
     let Some(known) = claimed(&image.catalog, rid, &request.name) else { return Ok(rid) };
     let rid_known = known.rid;
-    let held: BTreeMap<ChunkId, SeenChunk> =
-        request.progress.iter().map(|at| (ChunkId(at.chunk), seen_chunk(at))).collect();
+    let held = reported(request);
     let why = match rid {
         // The answer to its first registration was lost.
         None if known.disk == disk => return Ok(None),
@@ -55,13 +58,22 @@ pub(crate) async fn admit(
         let message = format_args!("data node \"{name}\" ({rid_known}) was heard of a moment ago");
         return Err(RpcError::new(Code::Unavailable, message));
     }
-    let reset = Command::NodeReset { rid: rid_known, disk };
+    let proof = match rid {
+        Some(_) => proof(&image.catalog, rid_known, &sound(request)),
+        // Who does not know which node it was has no business to answer for it.
+        None => Vec::new(),
+    };
+    let reset = Command::NodeReset { rid: rid_known, disk, held: proof };
     let (index, answer) = node.propose(reset, deadline).await?;
     let after = node.applied(index, deadline).await?;
     match answer {
         Ok(Outcome::Data(data)) => {
             let (name, new) = (&data.name, data.rid);
-            tracing::warn!("data node {name} is {new} now, {rid_known} before: {why}");
+            let count = after.catalog.chunks().filter(|chunk| chunk.in_sync.contains(&new)).count();
+            tracing::warn!(
+                "data node {name} is {new} now, {rid_known} before: {why}; it keeps {count} chunks, of which it \
+                 holds every commit"
+            );
             for chunk in lost(&after.catalog, &image.catalog, rid_known) {
                 let (id, last) = (chunk.id, chunk.last_csn);
                 let kept = held.get(&id).copied().unwrap_or_default().csn;
@@ -75,6 +87,37 @@ pub(crate) async fn admit(
         }
         other => Err(RpcError::new(Code::Unavailable, format_args!("not reset: {other:?}"))),
     }
+}
+
+/// Of the chunks that a disk told of at its registration, those that the catalog counts it in sync of: it is to keep them
+/// under its new incarnation.
+pub(crate) fn kept(catalog: &Catalog, rid: Rid, request: &RegisterRequest) -> Vec<ChunkId> {
+    let counted =
+        |id: &ChunkId| catalog.chunk(*id).is_some_and(|chunk| chunk.in_sync.contains(&rid));
+    sound(request).into_keys().filter(counted).collect()
+}
+
+fn reported(request: &RegisterRequest) -> BTreeMap<ChunkId, SeenChunk> {
+    request.progress.iter().map(|at| (ChunkId(at.chunk), seen_chunk(at))).collect()
+}
+
+/// What a disk told of, but for chunks with wrong bytes.
+fn sound(request: &RegisterRequest) -> BTreeMap<ChunkId, SeenChunk> {
+    let damaged: BTreeSet<ChunkId> = request.damaged.iter().copied().map(ChunkId).collect();
+    let mut held = reported(request);
+    held.retain(|chunk, _| !damaged.contains(chunk));
+    held
+}
+
+/// What a disk holds of the chunks that it is in sync of, as far as it is all of them. A commit that comes in between
+/// makes it a claim that fails.
+fn proof(catalog: &Catalog, rid: Rid, held: &BTreeMap<ChunkId, SeenChunk>) -> Vec<Held> {
+    let held = held.iter().map(|(chunk, at)| Held { chunk: *chunk, csn: at.csn, chain: at.chain });
+    let proves = |held: &Held| {
+        let chunk = catalog.chunk(held.chunk);
+        chunk.is_some_and(|chunk| chunk.in_sync.contains(&rid) && chunk.ends_at(held))
+    };
+    held.filter(proves).collect()
 }
 
 /// Chunks that nobody holds now that a disk is gone.

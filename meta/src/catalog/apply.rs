@@ -74,7 +74,7 @@ impl Catalog {
             Command::AdvanceTime { access, at_ms } => self.advance_time(*access, *at_ms, step),
             Command::RemoveAccess { id } => self.remove_access(*id, step),
             Command::SetHealth { rid, health } => self.set_health(*rid, *health, step),
-            Command::NodeReset { rid, disk } => self.reset_node(*rid, *disk, step),
+            Command::NodeReset { rid, disk, held } => self.reset_node(*rid, (*disk, held), step),
             Command::SetDraining { node, draining } => self.set_draining(node, *draining, step),
             Command::AlterDataNode { node, rpc, available } => {
                 self.alter_data_node(node, rpc.as_deref(), *available, step)

@@ -120,12 +120,14 @@ pub enum Command {
         health: Health,
     },
     /// The disk of a data node is new, wiped, rolled back or suspect: it gets the next incarnation, and nothing that
-    /// the one before held counts any more.
+    /// the one before held counts any more but what is proven to be there.
     NodeReset {
         /// The disk that is registered.
         rid: Rid,
         /// The disk that is there now; the same when only its content is suspect.
         disk: DiskId,
+        /// What it holds now of chunks that the one before was in sync of.
+        held: Vec<Held>,
     },
     /// Takes a replica out of the write set of chunks, wherever another one in sync is left.
     Shrink {

@@ -38,7 +38,9 @@ impl fmt::Display for Command {
             }
             Self::BlockNewChunks(block) => block.fmt(f),
             Self::SetHealth { rid, health } => write!(f, "health {rid} {health}"),
-            Self::NodeReset { rid, disk } => write!(f, "reset {rid} disk={disk}"),
+            Self::NodeReset { rid, disk, held } => {
+                write!(f, "reset {rid} disk={disk} {}", list(held))
+            }
             Self::Shrink { rid, chunks } => write!(f, "shrink {rid} {}", list(chunks)),
             Self::Return { rid, held } => write!(f, "return {rid} {}", list(held)),
             Self::StartJoin { chunk, rid } => write!(f, "start join {chunk} {rid}"),
