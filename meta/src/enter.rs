@@ -78,8 +78,9 @@ pub(crate) async fn admit(
                 let (id, last) = (chunk.id, chunk.last_csn);
                 let kept = held.get(&id).copied().unwrap_or_default().csn;
                 tracing::error!(
-                    "chunk {} ({id}) is lost: no other replica has all of it, {name} has its commits up to {kept} \
-                     put aside, and those up to {last} are gone",
+                    "chunk {} ({id}) is damaged: no replica has all of its commits up to {last}, and {name} has those \
+                     up to {kept}; it is refused to readers until `hypertide chunk accept-loss {}` takes what there is",
+                    chunk.name,
                     chunk.name
                 );
             }
@@ -89,11 +90,15 @@ pub(crate) async fn admit(
     }
 }
 
-/// Of the chunks that a disk told of at its registration, those that the catalog counts it in sync of: it is to keep them
-/// under its new incarnation.
+/// Of the chunks that a disk told of at its registration, those that it is to keep under its new incarnation: the catalog
+/// counts it in sync of them, or nobody has more of them than it may.
 pub(crate) fn kept(catalog: &Catalog, rid: Rid, request: &RegisterRequest) -> Vec<ChunkId> {
-    let counted =
-        |id: &ChunkId| catalog.chunk(*id).is_some_and(|chunk| chunk.in_sync.contains(&rid));
+    let counted = |id: &ChunkId| {
+        catalog.chunk(*id).is_some_and(|chunk| {
+            let left = chunk.left.iter().any(|(left, _)| *left == rid);
+            left || chunk.in_sync.contains(&rid)
+        })
+    };
     sound(request).into_keys().filter(counted).collect()
 }
 
@@ -109,15 +114,17 @@ fn sound(request: &RegisterRequest) -> BTreeMap<ChunkId, SeenChunk> {
     held
 }
 
-/// What a disk holds of the chunks that it is in sync of, as far as it is all of them. A commit that comes in between
-/// makes it a claim that fails.
+/// What a disk holds of the chunks that it is known to have a replica of, where that is all of it, or may be all that
+/// anybody has. A commit that comes in between makes it a claim that fails.
 fn proof(catalog: &Catalog, rid: Rid, held: &BTreeMap<ChunkId, SeenChunk>) -> Vec<Held> {
     let held = held.iter().map(|(chunk, at)| Held { chunk: *chunk, csn: at.csn, chain: at.chain });
-    let proves = |held: &Held| {
-        let chunk = catalog.chunk(held.chunk);
-        chunk.is_some_and(|chunk| chunk.in_sync.contains(&rid) && chunk.ends_at(held))
+    let of_use = |held: &Held| {
+        catalog.chunk(held.chunk).is_some_and(|chunk| {
+            let last = chunk.in_sync == [rid] || chunk.state == ChunkState::Damaged;
+            chunk.knows(rid) && (last || chunk.ends_at(held))
+        })
     };
-    held.filter(proves).collect()
+    held.filter(of_use).collect()
 }
 
 /// Chunks that nobody holds now that a disk is gone.
@@ -148,7 +155,10 @@ fn missing(catalog: &Catalog, rid: Rid, held: &BTreeMap<ChunkId, SeenChunk>) -> 
 
 #[cfg(test)]
 mod tests {
-    use hypertide_proto::ids::{AccessId, Boot, Epoch, TableId, TxnId};
+    use hypertide_proto::{
+        ids::{AccessId, Boot, Epoch, TableId, TxnId},
+        wire::meta::ChunkProgress,
+    };
 
     use super::*;
     use crate::catalog::{Changes, CommitPart, CommitRecord};
@@ -194,6 +204,30 @@ mod tests {
             catalog.apply(command, csn, 1, &mut Changes::default()).expect("it applies");
         }
         (catalog, rid)
+    }
+
+    #[test]
+    fn a_disk_proves_what_it_holds_but_for_wrong_bytes() {
+        let (mut catalog, rid) = reported();
+        let chunk = catalog.chunk(ChunkId(1)).expect("made").clone();
+        let request = |csn, chain: u128, damaged| {
+            let chain = chain.to_be_bytes().to_vec().into();
+            let at = ChunkProgress { chunk: 1, applied_csn: csn, chain, ..Default::default() };
+            let strange = ChunkProgress { chunk: 9, ..at.clone() };
+            RegisterRequest { progress: vec![at, strange], damaged, ..Default::default() }
+        };
+        let whole = request(6, chunk.chain, vec![]);
+        let proven = |request: &RegisterRequest| proof(&catalog, rid, &sound(request));
+        assert_eq!(proven(&whole), [Held { chunk: chunk.id, csn: Csn(6), chain: chunk.chain }]);
+        assert_eq!(proven(&request(5, 7, vec![])).len(), 1, "nobody else holds more");
+        assert_eq!(proven(&request(6, chunk.chain, vec![1])), []);
+        let (held, disk) = (proven(&whole), DiskId([2; 16]));
+        let reset = Command::NodeReset { rid, disk, held };
+        catalog.apply(&reset, Csn(7), 1, &mut Changes::default()).expect("it applies");
+        let next = Rid { incarnation: rid.incarnation.next(), ..rid };
+        assert_eq!(kept(&catalog, next, &whole), [chunk.id]);
+        assert_eq!(kept(&catalog, next, &request(6, chunk.chain, vec![1])), []);
+        assert_eq!(kept(&catalog, rid, &whole), []);
     }
 
     #[test]

@@ -104,6 +104,7 @@ impl Catalog {
             Command::DropJoin { chunk, rid } => self.drop_join(*chunk, *rid, step),
             Command::FinishJoin { rid, held } => self.finish_join(*rid, held, step),
             Command::RemoveReplica { chunk, rid } => self.remove_replica(*chunk, *rid, step),
+            Command::AcceptLoss { rid, held, rows } => self.accept_loss(*rid, (held, *rows), step),
             Command::Seal { chunk, epoch } => self.seal(*chunk, *epoch, step),
             Command::AskCompression { chunks, compress } => {
                 self.ask_compression(chunks, *compress, step)

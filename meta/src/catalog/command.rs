@@ -9,7 +9,7 @@ use hypertide_proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Block, Chunk, Compression, DataNode, Detach, Health, Held, Job, Notice, Order, Policy,
+    Block, Chunk, Compression, DataNode, Detach, Health, Held, Job, Loss, Notice, Order, Policy,
     Rebalancing, Schedule, Table, TableChange,
 };
 
@@ -170,6 +170,15 @@ pub enum Command {
         chunk: ChunkId,
         /// The replica's disk.
         rid: Rid,
+    },
+    /// Takes what a replica holds of a damaged chunk for all there is of it, and gives up what it lacks.
+    AcceptLoss {
+        /// The replica's disk, one of those that left the chunk.
+        rid: Rid,
+        /// What it holds, and will hold until it hears more.
+        held: Held,
+        /// Rows among it.
+        rows: u64,
     },
     /// Closes an open chunk; the next row of its box makes a new generation.
     Seal {
@@ -392,6 +401,13 @@ pub enum Outcome {
     Aborted,
     /// The chunks whose replicas or state the command changed.
     Changed(Vec<ChunkId>),
+    /// What was given up of a damaged chunk.
+    LossAccepted {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The commits.
+        loss: Loss,
+    },
     /// A job as it is now; whether it was made, or ran.
     Job(Box<Job>, bool),
     /// Data nodes were attached, detached or deleted.

@@ -3,7 +3,7 @@
 //! ```text
 //! none --start join--> joining --finish join--> in sync --shrink--> left --start join--> joining ...
 //!      --return, holding every commit-------->         --remove--> none
-//! any  --reset of the disk--> none, or in sync under the next incarnation
+//! any  --reset of the disk--> none, or what it was under the next incarnation
 //! ```
 //!
 //! Why a replica may come in: it holds every commit up to a place, by the running hash, and every commit after that
@@ -17,7 +17,9 @@
 //! with it every one before. What it held beside is batches that nobody decided yet, and those it may have lost. None of
 //! their acknowledgements counts any more: they name the incarnation before, and those of keyed parts an epoch before,
 //! too. Their coordinators prepare them again under the new one, and what the lost journal had reserved is reserved anew
-//! or refused. A chunk without commits is held by any disk.
+//! or refused. A chunk without commits is held by any disk. A replica that had left, or was joining, and holds the last
+//! commit is one that left complete. Of a chunk that a reset leaves damaged the disk stays known with what it holds, for
+//! an operator to decide about (`catalog/loss.rs`).
 
 use std::collections::BTreeMap;
 
@@ -261,7 +263,10 @@ impl Catalog {
         self.data_nodes.insert(rid.node, node.clone());
         step.changes.touch(RowKey::Data(rid.node));
         self.keep_held(rid, (node.rid, held), step);
+        let knows = |held: &&Held| self.chunks.get(&held.chunk).is_some_and(|at| at.knows(rid));
+        let rest: Vec<Held> = held.iter().filter(knows).copied().collect();
         self.forget_disk(rid, step);
+        rest.iter().for_each(|held| self.note_rest(node.rid, held, step));
         Ok(Outcome::Data(node))
     }
 
@@ -287,9 +292,8 @@ impl Catalog {
 
     /// Takes a disk that will never come back off every chunk.
     pub(crate) fn forget_disk(&mut self, rid: Rid, step: &mut Step) {
-        let known =
-            |chunk: &&Chunk| chunk.has_member(rid) || chunk.left.iter().any(|left| left.0 == rid);
-        let chunks: Vec<Chunk> = self.chunks.values().filter(known).cloned().collect();
+        let known = self.chunks.values().filter(|chunk| chunk.knows(rid));
+        let chunks: Vec<Chunk> = known.cloned().collect();
         for mut chunk in chunks {
             if chunk.take_off(rid) {
                 chunk.epoch = chunk.epoch.next();

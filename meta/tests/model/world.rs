@@ -598,7 +598,7 @@ impl World {
                     let log = world.log.iter_mut().filter(|commit| commit.0 == chunk.id);
                     let known = log.flat_map(|commit| &mut commit.2).filter(|known| **known == rid);
                     known.for_each(|known| *known = data.rid);
-                } else {
+                } else if chunk.left.iter().all(|(left, _)| *left != data.rid) {
                     world.disks[node].batches[at(chunk.id)] = 0;
                 }
             }

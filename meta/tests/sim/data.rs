@@ -129,8 +129,10 @@ impl Cluster {
         let Some(rid) = self.enter(node) else {
             return self.after(300, Event::Register(node));
         };
-        let in_sync = self.catalog.chunks().filter(|chunk| chunk.in_sync.contains(&rid));
-        let kept: BTreeSet<ChunkId> = in_sync.map(|chunk| chunk.id).collect();
+        let counted = self.catalog.chunks().filter(|chunk| {
+            chunk.in_sync.contains(&rid) || chunk.left.iter().any(|(left, _)| *left == rid)
+        });
+        let kept: BTreeSet<ChunkId> = counted.map(|chunk| chunk.id).collect();
         let data = &mut self.data[node];
         if data.rid != Some(rid) {
             self.totals.kept +=

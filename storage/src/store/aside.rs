@@ -25,8 +25,9 @@ impl ChunkStore {
     ///
     /// NOTE: Parts that are pending in a kept chunk stay. Their acknowledgements named the incarnation before and count no
     /// more; a coordinator that goes on prepares them again, and the same bytes are acknowledged under the next one.
-    /// None of them can be of a commit that the catalog has in the chunk, since all of those are applied here: the
-    /// answer about it removes the part, be it that it was aborted or that its transaction is long over.
+    /// Where the chunk is kept since it is whole, none of them can be of a commit that the catalog has in it, since all of
+    /// those are applied here: the answer about it removes the part, be it that it was aborted or that its transaction is
+    /// long over. Where it is kept for what is left of it, such a part may be of a commit that would be lost without it.
     pub(crate) fn put_aside(
         &self,
         name: &str,

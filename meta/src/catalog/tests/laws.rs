@@ -186,7 +186,7 @@ fn draft() -> impl Strategy<Value = Draft> {
         6 => whole.prop_map(Draft::Whole),
         6 => commit,
         3 => (1u64..5).prop_map(Draft::CatchUp),
-        8 => (0u8..10, 1u64..16, 1u64..5).prop_map(|(way, chunk, node)| Draft::Replica(way, chunk, node)),
+        8 => (0u8..12, 1u64..16, 1u64..5).prop_map(|(way, chunk, node)| Draft::Replica(way, chunk, node)),
         1 => (0..SETTLED_KEPT_MS).prop_map(Draft::Wait),
     ]
 }
@@ -246,6 +246,15 @@ fn replica(way: u8, id: ChunkId, node: u64, kept: &Kept) -> Option<Command> {
         6 => Command::DropJoin { chunk: id, rid },
         7 => Command::RemoveReplica { chunk: id, rid },
         8 => Command::NodeReset { rid, disk, held: vec![end] },
+        // It lost its last commit.
+        9 => {
+            let csn = Csn(end.csn.0.saturating_sub(1));
+            Command::NodeReset { rid, disk, held: vec![Held { csn, ..end }] }
+        }
+        10 => {
+            let csn = chunk.left.iter().find(|left| left.0 == rid)?.1;
+            Command::AcceptLoss { rid, held: Held { csn, ..end }, rows: 1 }
+        }
         _ => Command::Seal { chunk: id, epoch: chunk.epoch },
     })
 }
@@ -354,6 +363,10 @@ proptest! {
             let Some(command) = finish(draft, &mut kept) else { continue };
             if let Command::FinishJoin { held, .. } = &command {
                 refetched.extend(commits.iter().map(|(_, csn, _)| (held.chunk, *csn)).filter(|at| at.1 <= held.csn));
+            }
+            if let Command::AcceptLoss { held, .. } = &command {
+                // What is given up is asked for no more.
+                refetched.extend(commits.iter().map(|(_, csn, _)| (held.chunk, *csn)));
             }
             if let Command::Return { held, .. } = &command {
                 let all = held.iter().flat_map(|held| commits.iter().map(|(_, csn, _)| (held.chunk, *csn)));

@@ -61,6 +61,13 @@ pub(super) fn command(
         ("remove_replica", [text, from]) => {
             Command::RemoveReplica { chunk: chunk(text)?, rid: rid(from)? }
         }
+        ("accept_loss", [text, from]) => {
+            let mut held = script.held(text, None)?;
+            let csn = args.take_key("csn").map(str::parse).transpose()?;
+            held.csn = csn.map_or(held.csn, Csn);
+            let rows = args.take_key("rows").map_or(Ok(0), str::parse)?;
+            Command::AcceptLoss { rid: rid(from)?, held, rows }
+        }
         ("seal", [text, epoch]) => {
             Command::Seal { chunk: chunk(text)?, epoch: Epoch(id(epoch, "e")?) }
         }
