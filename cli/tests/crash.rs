@@ -394,6 +394,7 @@ async fn with_one_replica_a_damaged_journal_is_a_loss_that_is_told() {
         client.query("SELECT count(*) FROM events", &[]).await.expect_err("rows are gone");
     let refused = refused.as_db_error().expect("the server says so");
     assert!(refused.message().contains("has no replica that can be read"), "{refused}");
+    assert!(refused.hint().is_some_and(|hint| hint.contains("drop the chunk")), "{refused:?}");
     let check = cluster.run(&["chunk", "check", "--all"]);
     assert!(!check.status.success() && text(&check.stdout).contains(name), "{check:?}");
     // What lies elsewhere is read on, and new rows find a place.
@@ -485,4 +486,37 @@ async fn an_operator_gives_up_what_a_damaged_chunk_lost() {
         cluster.check_chunks();
     });
     assert_eq!(count(&client, "true").await.expect("it is read again"), before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_replicas_are_made_anew_from_the_one_that_is_taken() {
+    let cluster = Cluster::start(1, 3);
+    prepare_replicated(&cluster, 2).await;
+    let client = cluster.connect("a1").await;
+    for statement in 1..=3 {
+        copy(&client, statement).await.expect("the cluster is whole");
+    }
+    flush(&client).await;
+    let before = count(&client, "true").await.expect("the cluster is whole");
+    let insert = "INSERT INTO events VALUES ('2026-01-02 00:00:00+00', 'source 1', 4, 0)";
+    client.batch_execute(insert).await.expect("the cluster is whole");
+    let (chunk, _) = last_written(&client).await;
+    let sql = "SELECT node_name FROM hypertide.replicas WHERE chunk_name = $1";
+    let nodes = client.query(sql, &[&chunk]).await.expect("it is listed");
+    let nodes: Vec<String> = nodes.iter().map(|row| row.get(0)).collect();
+    assert_eq!(nodes.len(), 2);
+    tokio::task::block_in_place(|| {
+        nodes.iter().for_each(|node| drop(cluster.verb("kill", &[node])));
+        for node in &nodes {
+            std::fs::write(cluster.dir().join(node).join("journal.redb"), b"")
+                .expect("it is there");
+        }
+        nodes.iter().for_each(|node| drop(cluster.verb("restart", &[node])));
+        cluster.wait_for("a damaged chunk", |status| status["chunks"]["damaged"] == 1);
+        let done = cluster.run(&["chunk", "accept-loss", &chunk, "--yes"]);
+        assert!(done.status.success(), "{done:?}");
+        cluster.wait_whole();
+        cluster.check_chunks();
+    });
+    assert_eq!(count(&client, "true").await.expect("it is read again"), before);
 }

@@ -75,14 +75,7 @@ pub(crate) async fn admit(
                  holds every commit"
             );
             for chunk in lost(&after.catalog, &image.catalog, rid_known) {
-                let (id, last) = (chunk.id, chunk.last_csn);
-                let kept = held.get(&id).copied().unwrap_or_default().csn;
-                tracing::error!(
-                    "chunk {} ({id}) is damaged: no replica has all of its commits up to {last}, and {name} has those \
-                     up to {kept}; it is refused to readers until `hypertide chunk accept-loss {}` takes what there is",
-                    chunk.name,
-                    chunk.name
-                );
+                tell_damaged(chunk, name, held.get(&chunk.id).copied().unwrap_or_default().csn);
             }
             Ok(Some(new))
         }
@@ -90,16 +83,29 @@ pub(crate) async fn admit(
     }
 }
 
+/// Names a chunk of which nobody has every commit any more, and what can be done.
+fn tell_damaged(chunk: &Chunk, name: &str, held: Csn) {
+    let Chunk { id, name: chunk_name, last_csn, .. } = chunk;
+    let way = match chunk.left.is_empty() {
+        true => "for good, since nothing of it is left that is of use".to_owned(),
+        false => format!("until `hypertide chunk accept-loss {chunk_name}` takes what there is"),
+    };
+    tracing::error!(
+        "chunk {chunk_name} ({id}) is damaged: no replica has all of its commits up to {last_csn}, and {name} has \
+         those up to {held}; it is refused to readers {way}"
+    );
+}
+
 /// Of the chunks that a disk told of at its registration, those that it is to keep under its new incarnation: the catalog
 /// counts it in sync of them, or nobody has more of them than it may.
 pub(crate) fn kept(catalog: &Catalog, rid: Rid, request: &RegisterRequest) -> Vec<ChunkId> {
-    let counted = |id: &ChunkId| {
-        catalog.chunk(*id).is_some_and(|chunk| {
-            let left = chunk.left.iter().any(|(left, _)| *left == rid);
-            left || chunk.in_sync.contains(&rid)
+    let counted = |held: &Held| {
+        catalog.chunk(held.chunk).is_some_and(|chunk| {
+            let left = chunk.left.contains(&(rid, held.csn));
+            left || (chunk.in_sync.contains(&rid) && chunk.ends_at(held))
         })
     };
-    sound(request).into_keys().filter(counted).collect()
+    held(&sound(request)).filter(counted).map(|held| held.chunk).collect()
 }
 
 fn reported(request: &RegisterRequest) -> BTreeMap<ChunkId, SeenChunk> {
@@ -117,14 +123,17 @@ fn sound(request: &RegisterRequest) -> BTreeMap<ChunkId, SeenChunk> {
 /// What a disk holds of the chunks that it is known to have a replica of, where that is all of it, or may be all that
 /// anybody has. A commit that comes in between makes it a claim that fails.
 fn proof(catalog: &Catalog, rid: Rid, held: &BTreeMap<ChunkId, SeenChunk>) -> Vec<Held> {
-    let held = held.iter().map(|(chunk, at)| Held { chunk: *chunk, csn: at.csn, chain: at.chain });
     let of_use = |held: &Held| {
         catalog.chunk(held.chunk).is_some_and(|chunk| {
             let last = chunk.in_sync == [rid] || chunk.state == ChunkState::Damaged;
             chunk.knows(rid) && (last || chunk.ends_at(held))
         })
     };
-    held.filter(of_use).collect()
+    self::held(held).filter(of_use).collect()
+}
+
+fn held(seen: &BTreeMap<ChunkId, SeenChunk>) -> impl Iterator<Item = Held> {
+    seen.iter().map(|(chunk, at)| Held { chunk: *chunk, csn: at.csn, chain: at.chain })
 }
 
 /// Chunks that nobody holds now that a disk is gone.
@@ -227,6 +236,7 @@ mod tests {
         let next = Rid { incarnation: rid.incarnation.next(), ..rid };
         assert_eq!(kept(&catalog, next, &whole), [chunk.id]);
         assert_eq!(kept(&catalog, next, &request(6, chunk.chain, vec![1])), []);
+        assert_eq!(kept(&catalog, next, &request(5, 7, vec![])), [], "it is not what was proven");
         assert_eq!(kept(&catalog, rid, &whole), []);
     }
 

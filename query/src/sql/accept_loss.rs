@@ -16,7 +16,7 @@ use hypertide_proto::{
     wire::storage::{ChunkPoint, PointWanted, PointsRequest, SettleRequest},
 };
 
-use super::{call::Arguments, move_chunk::find_chunk};
+use super::{call::Arguments, move_chunk::find_chunk, parse::regclass};
 use crate::{Engine, Error, Session, session::Frame};
 
 /// Parameters, in order.
@@ -28,6 +28,9 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a damaged chunk waits for, in the words of whoever can do it.
 pub(crate) fn advice(chunk: &Chunk) -> String {
+    if chunk.left.is_empty() {
+        return "No data node holds anything of it that is of use: drop the chunk.".to_owned();
+    }
     format!(
         "Bring back a disk that holds all of it, or give up what is lost: hypertide chunk accept-loss {}",
         chunk.name
@@ -57,7 +60,7 @@ pub(crate) async fn run(
         return Err(Error::of("25001", message));
     }
     let name = arguments.text("chunk")?.ok_or_else(|| Error::of("22023", "invalid chunk"))?;
-    let id = find_chunk(frame, &name)?.id;
+    let id = find(frame, &name)?;
     let dry = arguments.bool("dry_run")?.unwrap_or(false);
     let wanted = arguments.text("node_name")?;
     // What was decided meanwhile counts.
@@ -96,6 +99,20 @@ pub(crate) async fn run(
         loss.up_to
     );
     Ok(row(chunk, node, loss, true))
+}
+
+/// The chunk of that name, also that of a reference table.
+fn find(frame: &Frame, text: &str) -> Result<ChunkId, Error> {
+    let (_, name) = regclass(text)?;
+    let catalog = &frame.snapshot.image.catalog;
+    let plain = |chunk: &&Chunk| {
+        let table = catalog.table(chunk.table);
+        chunk.name == name && table.is_some_and(|table| table.hypertable().is_none())
+    };
+    match catalog.chunks().find(plain) {
+        Some(chunk) => Ok(chunk.id),
+        None => find_chunk(frame, text).map(|chunk| chunk.id),
+    }
 }
 
 /// The node that holds most of a chunk, and up to which commit.
