@@ -33,6 +33,10 @@ pub(crate) enum Verb {
     ///
     /// Ends with 1 when something is wrong or could not be looked at.
     Check(CheckArgs),
+    /// Go on with what one data node holds of a damaged chunk, and give up the commits that no node has any more.
+    ///
+    /// Without --yes it says what would be lost, and changes nothing.
+    AcceptLoss(LossArgs),
 }
 
 /// Options of `chunk ls`.
@@ -86,6 +90,22 @@ pub(crate) struct CheckArgs {
     format: Format,
 }
 
+/// Options of `chunk accept-loss`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LossArgs {
+    /// The chunk, as `chunk check` names it.
+    #[arg(value_name = "CHUNK")]
+    chunk: String,
+    /// Name of the data node whose replica is to be taken [default: the one that holds most].
+    #[arg(long, value_name = "NODE")]
+    node: Option<String>,
+    /// Do it.
+    #[arg(long)]
+    yes: bool,
+    #[command(flatten)]
+    remote: Remote,
+}
+
 /// Runs the verb.
 pub(crate) async fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
@@ -93,6 +113,7 @@ pub(crate) async fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Move(args) => order("move_chunk", args).await,
         Verb::Copy(args) => order("copy_chunk", args).await,
         Verb::Check(args) => check(args).await,
+        Verb::AcceptLoss(args) => accept_loss(args).await,
     }
 }
 
@@ -121,6 +142,32 @@ async fn order(function: &str, args: MoveArgs) -> anyhow::Result<()> {
     );
     rows(&remote, &sql).await?;
     say!("{chunk} is on {to}");
+    Ok(())
+}
+
+/// Says what is lost of a damaged chunk, and gives it up when that is asked for.
+async fn accept_loss(args: LossArgs) -> anyhow::Result<()> {
+    let node = args.node.as_deref().map_or_else(|| "NULL".to_owned(), literal);
+    let (chunk, dry) = (literal(&args.chunk), !args.yes);
+    let sql = format!(
+        "SELECT chunk_name, node_name, lost_after, lost_up_to \
+         FROM hypertide_accept_loss({chunk}, {node}, {dry})"
+    );
+    for cells in cells(&rows(&args.remote, &sql).await?)? {
+        let [chunk, node, after, up_to] = cells.as_slice() else {
+            bail!("the server gave {} columns", cells.len());
+        };
+        if args.yes {
+            say!(
+                "{chunk} goes on with what {node} holds: commits after {after} up to {up_to} are lost"
+            );
+        } else {
+            say!(
+                "{chunk} would go on with what {node} holds: commits after {after} up to {up_to} would be lost"
+            );
+            say!("nothing was changed; --yes does it");
+        }
+    }
     Ok(())
 }
 

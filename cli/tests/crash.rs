@@ -346,7 +346,28 @@ async fn a_data_node_whose_journal_is_damaged_is_rebuilt_from_the_others() {
         cluster.wait_whole();
         cluster.check_chunks();
     });
-    assert!(!cluster.log_of("a1").contains("is lost"), "nothing is");
+    assert!(!cluster.log_of("a1").contains("is damaged"), "nothing is");
+}
+
+/// Has every row that there is written to the chunks' files.
+async fn flush(client: &Client) {
+    let set = "ALTER TABLE events SET (timescaledb.compress)";
+    client.batch_execute(set).await.expect("it is a hypertable");
+    let compress = "SELECT compress_chunk(chunk, true) FROM show_chunks('events') chunk";
+    client.query(compress, &[]).await.expect("the cluster is whole");
+}
+
+/// Rows whose time is in the condition.
+async fn count(client: &Client, condition: &str) -> Result<i64, tokio_postgres::Error> {
+    let sql = format!("SELECT count(*) FROM events WHERE {condition}");
+    client.query_one(&sql, &[]).await.map(|row| row.get(0))
+}
+
+/// The chunk that was written to last, and the node that has it.
+async fn last_written(client: &Client) -> (String, String) {
+    let sql = "SELECT chunk_name, node_name FROM hypertide.replicas ORDER BY csn DESC LIMIT 1";
+    let row = client.query_one(sql, &[]).await.expect("there is a chunk");
+    (row.get(0), row.get(1))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -363,7 +384,7 @@ async fn with_one_replica_a_damaged_journal_is_a_loss_that_is_told() {
     });
     let damaged = status["chunks"]["damaged"].as_u64().expect("it is a number");
     let log = cluster.log_of("a1");
-    let told = log.lines().filter(|line| line.contains(" ERROR ") && line.contains("is lost"));
+    let told = log.lines().filter(|line| line.contains(" ERROR ") && line.contains("is damaged"));
     let told: Vec<&str> = told.collect();
     assert_eq!(told.len() as u64, damaged, "{told:?}");
     let name = told[0].split_whitespace().find(|word| word.contains("_dist_hyper_"));
@@ -373,8 +394,129 @@ async fn with_one_replica_a_damaged_journal_is_a_loss_that_is_told() {
         client.query("SELECT count(*) FROM events", &[]).await.expect_err("rows are gone");
     let refused = refused.as_db_error().expect("the server says so");
     assert!(refused.message().contains("has no replica that can be read"), "{refused}");
+    assert!(refused.hint().is_some_and(|hint| hint.contains("drop the chunk")), "{refused:?}");
     let check = cluster.run(&["chunk", "check", "--all"]);
     assert!(!check.status.success() && text(&check.stdout).contains(name), "{check:?}");
     // What lies elsewhere is read on, and new rows find a place.
     copy(&client, 4).await.expect("rows are taken in");
+}
+
+/// The SQLSTATE that a statement about all rows is refused with, in words that name the way out.
+async fn refusal(client: &Client) -> String {
+    let refused = count(client, "true").await.expect_err("a row is gone");
+    let refused = refused.as_db_error().expect("the server says so");
+    let hint = refused.hint().unwrap_or_default();
+    assert!(hint.contains("hypertide chunk accept-loss _dist_hyper_"), "{refused:?}");
+    refused.code().code().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_one_replica_a_damaged_journal_loses_only_chunks_with_rows_in_it() {
+    let cluster = Cluster::start(1, 2);
+    prepare(&cluster).await;
+    let client = cluster.connect("a1").await;
+    for statement in 1..=3 {
+        copy(&client, statement).await.expect("the cluster is whole");
+    }
+    flush(&client).await;
+    let others = "time >= '2026-01-15'";
+    let before = count(&client, others).await.expect("the cluster is whole");
+    assert!(before > 0, "there are rows in other chunks");
+    let insert = "INSERT INTO events VALUES ('2026-01-02 00:00:00+00', 'source 1', 4, 0)";
+    client.batch_execute(insert).await.expect("the cluster is whole");
+    let (chunk, node) = last_written(&client).await;
+    tokio::task::block_in_place(|| {
+        harm_journal(&cluster, &node, |bytes| bytes.clear());
+        cluster.wait_for("a damaged chunk", |status| status["chunks"]["damaged"] == 1)
+    });
+    let log = cluster.log_of("a1");
+    let told = log.lines().filter(|line| line.contains(" ERROR ")).collect::<Vec<_>>();
+    assert!(told.len() == 1 && told[0].contains(&chunk), "{told:?}");
+    assert_eq!(count(&client, others).await.expect("they are whole"), before);
+    assert_eq!(refusal(&client).await, "XX001");
+    // The others take rows on the disk of now.
+    copy(&client, 5).await.expect("rows are taken in");
+    assert!(count(&client, others).await.expect("they are whole") > before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_gives_up_what_a_damaged_chunk_lost() {
+    let cluster = Cluster::start(1, 2);
+    prepare(&cluster).await;
+    let client = cluster.connect("a1").await;
+    for statement in 1..=3 {
+        copy(&client, statement).await.expect("the cluster is whole");
+    }
+    flush(&client).await;
+    let before = count(&client, "true").await.expect("the cluster is whole");
+    let insert = "INSERT INTO events VALUES ('2026-01-02 00:00:00+00', 'source 1', 4, 0)";
+    client.batch_execute(insert).await.expect("the cluster is whole");
+    let (chunk, node) = last_written(&client).await;
+    let whole = cluster.run(&["chunk", "accept-loss", &chunk]);
+    assert!(!whole.status.success() && text(&whole.stderr).contains("not damaged"), "{whole:?}");
+    tokio::task::block_in_place(|| {
+        harm_journal(&cluster, &node, |bytes| bytes.clear());
+        cluster.wait_for("a damaged chunk", |status| status["chunks"]["damaged"] == 1)
+    });
+    assert!(cluster.log_of("a1").contains(&format!("hypertide chunk accept-loss {chunk}")));
+    let sql =
+        "SELECT node_name, state, advice FROM hypertide.replicas WHERE chunk_state = 'damaged'";
+    let row = client.query_one(sql, &[]).await.expect("what is left is listed");
+    assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1)), (node.as_str(), "left"));
+    assert!(row.get::<_, &str>(2).contains(&chunk));
+    let asked = cluster.run(&["chunk", "accept-loss", &chunk]);
+    let told = text(&asked.stdout);
+    assert!(asked.status.success() && told.contains(&node) && told.contains("--yes"), "{asked:?}");
+    assert_eq!(refusal(&client).await, "XX001", "nothing was changed");
+    let other = if node == "d1" { "d2" } else { "d1" };
+    let wrong = cluster.run(&["chunk", "accept-loss", &chunk, "--node", other, "--yes"]);
+    assert!(!wrong.status.success(), "{wrong:?}");
+    let done = cluster.run(&["chunk", "accept-loss", &chunk, "--node", &node, "--yes"]);
+    assert!(done.status.success() && text(&done.stdout).contains("are lost"), "{done:?}");
+    // What was flushed is read, on it goes in a new generation, and it all lasts.
+    assert_eq!(count(&client, "true").await.expect("it is read again"), before);
+    client.batch_execute(insert).await.expect("rows are taken in");
+    assert_eq!(count(&client, "true").await.expect("it is read again"), before + 1);
+    assert_ne!(last_written(&client).await.0, chunk, "it takes no rows itself");
+    tokio::task::block_in_place(|| {
+        cluster.verb("kill", &[&node]);
+        cluster.verb("restart", &[&node]);
+        all_up(&cluster);
+        cluster.wait_whole();
+        cluster.check_chunks();
+    });
+    assert_eq!(count(&client, "true").await.expect("it is read again"), before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_replicas_are_made_anew_from_the_one_that_is_taken() {
+    let cluster = Cluster::start(1, 3);
+    prepare_replicated(&cluster, 2).await;
+    let client = cluster.connect("a1").await;
+    for statement in 1..=3 {
+        copy(&client, statement).await.expect("the cluster is whole");
+    }
+    flush(&client).await;
+    let before = count(&client, "true").await.expect("the cluster is whole");
+    let insert = "INSERT INTO events VALUES ('2026-01-02 00:00:00+00', 'source 1', 4, 0)";
+    client.batch_execute(insert).await.expect("the cluster is whole");
+    let (chunk, _) = last_written(&client).await;
+    let sql = "SELECT node_name FROM hypertide.replicas WHERE chunk_name = $1";
+    let nodes = client.query(sql, &[&chunk]).await.expect("it is listed");
+    let nodes: Vec<String> = nodes.iter().map(|row| row.get(0)).collect();
+    assert_eq!(nodes.len(), 2);
+    tokio::task::block_in_place(|| {
+        nodes.iter().for_each(|node| drop(cluster.verb("kill", &[node])));
+        for node in &nodes {
+            std::fs::write(cluster.dir().join(node).join("journal.redb"), b"")
+                .expect("it is there");
+        }
+        nodes.iter().for_each(|node| drop(cluster.verb("restart", &[node])));
+        cluster.wait_for("a damaged chunk", |status| status["chunks"]["damaged"] == 1);
+        let done = cluster.run(&["chunk", "accept-loss", &chunk, "--yes"]);
+        assert!(done.status.success(), "{done:?}");
+        cluster.wait_whole();
+        cluster.check_chunks();
+    });
+    assert_eq!(count(&client, "true").await.expect("it is read again"), before);
 }

@@ -122,10 +122,10 @@ impl MetaService {
         }
         let disk = DiskId::from_slice(&request.disk)
             .ok_or_else(|| RpcError::new(Code::Invalid, "field disk does not have 16 bytes"))?;
-        let rid = request.rid.map(Rid::from).filter(|rid| *rid != Rid::default());
+        let was = request.rid.map(Rid::from).filter(|rid| *rid != Rid::default());
         let deadline = Instant::now() + REGISTER_TIMEOUT;
-        let rid = crate::enter::admit(&self.node, (rid, disk), &request, deadline).await?;
-        let RegisterRequest { name, rpc, http, .. } = request;
+        let rid = crate::enter::admit(&self.node, (was, disk), &request, deadline).await?;
+        let (name, rpc, http) = (request.name.clone(), request.rpc.clone(), request.http.clone());
         let command = Command::RegisterData { rid, name, disk, rpc, http };
         let (index, answer) = self.node.propose(command, deadline).await?;
         let data = match answer {
@@ -137,12 +137,17 @@ impl MetaService {
             Err(reject) => return Err(RpcError::new(Code::WrongNode, reject)),
         };
         let image = self.node.applied(index, deadline).await?;
+        let kept = match was {
+            Some(was) if was != data.rid => crate::enter::kept(&image.catalog, data.rid, &request),
+            _ => Vec::new(),
+        };
         Ok(RegisterReply {
             cluster: Bytes::copy_from_slice(&cluster.0),
             rid: Some(data.rid.into()),
             name: data.name,
             access: Self::access_nodes(&image),
             csn: image.snapshot().0,
+            kept: kept.into_iter().map(|chunk| chunk.0).collect(),
         })
     }
 

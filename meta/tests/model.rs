@@ -56,6 +56,7 @@ fn appends(changes: u8, wipes: u8, fences: u8) -> Setting {
         classes: [Class::Append; 2],
         one_write: false,
         seals: false,
+        keeps: false,
         limits: limits(changes, wipes, fences),
         bug: None,
     }
@@ -74,6 +75,21 @@ fn appends_are_safe_with_new_generations_and_restarts() {
 #[test]
 fn two_lost_disks_lose_only_what_both_held() {
     assert_sound("two wipes", appends(2, 2, 0), 10_000);
+}
+
+#[test]
+fn disks_that_lost_something_keep_what_they_prove() {
+    let keeps = Setting { keeps: true, ..appends(2, 1, 0) };
+    assert_sound("kept", keeps, 10_000);
+    assert_sound("kept, two losses", Setting { keeps: true, ..appends(2, 2, 0) }, 10_000);
+    let generations = Setting { seals: true, limits: limits(1, 1, 0), ..keeps };
+    assert_sound("kept generations", generations, 1_000);
+    let keyed = Setting { classes: [Class::Keyed; 2], keeps: true, ..appends(2, 1, 0) };
+    assert_sound("kept, keyed", keyed, 1_000);
+    let mixed = Setting { classes: [Class::Upsert, Class::Keyed], ..keyed };
+    assert_sound("kept, mixed", Setting { limits: limits(1, 1, 0), ..mixed }, 1_000);
+    assert_found(Bug::KeptWithoutProof, Setting { limits: limits(1, 1, 0), ..keeps }, "I1");
+    assert_found(Bug::AcksWithoutIncarnation, Setting { limits: limits(1, 1, 0), ..keeps }, "I1");
 }
 
 #[test]

@@ -21,6 +21,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,7 +29,7 @@ use std::{
 use arrow::array::RecordBatch;
 use hypertide_proto::{
     decision::{ChunkLink, Decision, Fate, chain_after},
-    ids::{ChunkId, Csn, TxnId},
+    ids::{ChunkId, Csn, Epoch, TxnId},
 };
 use xxhash_rust::xxh3::Xxh3;
 
@@ -58,6 +59,8 @@ pub fn part_hash(hashes: impl Iterator<Item = u128>) -> u128 {
 #[derive(Debug)]
 pub(crate) struct Rows {
     pub(crate) key: PartKey,
+    /// The epoch that its sender knew.
+    pub(crate) epoch: Epoch,
     pub(crate) hash: u128,
     pub(crate) batches: Vec<RecordBatch>,
     /// A delete instead of rows.
@@ -299,7 +302,10 @@ impl Replicas {
         for (chunk, (parts, lost)) in by_chunk {
             let replica = self.chunks.entry(chunk).or_default();
             let keys = parts.iter().map(|rows| rows.key).chain(lost.iter().copied());
-            if *csn <= replica.applied.csn || replica.commits.contains_key(csn) {
+            let prev = prev_of(links, chunk);
+            // Without a link it is no commit of this chunk: it went to another one, or was given up here.
+            let other = prev.is_none();
+            if other || *csn <= replica.applied.csn || replica.commits.contains_key(csn) {
                 removed.extend(keys);
                 continue;
             }
@@ -318,7 +324,7 @@ impl Replicas {
                     parts
                 }
             };
-            let commit = Commit::new(decision.txn, (*csn, prev_of(links, chunk)), parts, now);
+            let commit = Commit::new(decision.txn, (*csn, prev), parts, now);
             if commit.deletes().next().is_some() {
                 replica.deleted_at.insert(*csn, Some(now));
             }
@@ -472,7 +478,7 @@ impl Replicas {
         self.release_gone(chunk, stored.flushed.csn, &mut released);
         for txn in txns {
             let Some(pending) = self.pending.get_mut(&txn) else { continue };
-            let parts = pending.parts.extract_if((chunk, 0)..=(chunk, u32::MAX), |_, _| true);
+            let parts = pending.parts.extract_if(of_chunk(chunk), |_, _| true);
             released.parts.extend(parts.map(|(_, rows)| rows.key));
         }
         self.pending.retain(|_, pending| !pending.parts.is_empty());
@@ -490,7 +496,7 @@ impl Replicas {
         let mut released = self.release(chunk, gone.into_values());
         self.release_gone(chunk, Csn(u64::MAX), &mut released);
         for pending in self.pending.values_mut() {
-            let parts = pending.parts.extract_if((chunk, 0)..=(chunk, u32::MAX), |_, _| true);
+            let parts = pending.parts.extract_if(of_chunk(chunk), |_, _| true);
             released.parts.extend(parts.map(|(_, rows)| rows.key));
         }
         self.pending.retain(|_, pending| !pending.parts.is_empty());
@@ -500,6 +506,45 @@ impl Replicas {
         }
         self.lost.retain(|_, keys| !keys.is_empty());
         released
+    }
+
+    /// Forgets all of a chunk that is not applied, of parts that were sent in this epoch or before: those that wait for their
+    /// decision, and commits that wait for others.
+    pub(crate) fn settle(&mut self, chunk: ChunkId, epoch: Epoch) -> Released {
+        let old = |rows: &Arc<Rows>| rows.epoch <= epoch;
+        let all = (Csn(0), Csn(u64::MAX));
+        let mut released = self.forget(chunk, all, |commit| commit.parts.iter().all(old));
+        for pending in self.pending.values_mut() {
+            let parts = pending.parts.extract_if(of_chunk(chunk), |_, rows| old(rows));
+            released.parts.extend(parts.map(|(_, rows)| rows.key));
+        }
+        self.pending.retain(|_, pending| !pending.parts.is_empty());
+        released
+    }
+
+    /// Forgets the commits after the first number, up to the second, which are not applied.
+    pub(crate) fn give_up(&mut self, chunk: ChunkId, lost: (Csn, Csn)) -> Released {
+        self.forget(chunk, lost, |_| true)
+    }
+
+    fn forget(
+        &mut self,
+        chunk: ChunkId,
+        (after, up_to): (Csn, Csn),
+        goes: impl Fn(&Commit) -> bool,
+    ) -> Released {
+        let Some(replica) = self.chunks.get_mut(&chunk) else { return Released::default() };
+        let after = after.max(replica.applied.csn);
+        if up_to <= after {
+            return Released::default();
+        }
+        let gone = replica.commits.extract_if(after.next()..=up_to, |_, commit| goes(commit));
+        let gone: Vec<Commit> = gone.map(|(_, commit)| commit).collect();
+        for commit in &gone {
+            replica.deleted_at.remove(&commit.csn);
+            replica.forget_reserved(commit.csn);
+        }
+        self.release(chunk, gone.into_iter())
     }
 
     fn release(&mut self, chunk: ChunkId, commits: impl Iterator<Item = Commit>) -> Released {
@@ -541,7 +586,7 @@ impl Replicas {
         let committed =
             committed.flat_map(|(csn, commit)| commit.parts.iter().map(move |rows| (*csn, rows)));
         let own = own.and_then(|txn| self.pending.get(&txn)).into_iter();
-        let own = own.flat_map(|pending| pending.parts.range((chunk, 0)..=(chunk, u32::MAX)));
+        let own = own.flat_map(|pending| pending.parts.range(of_chunk(chunk)));
         let all = committed.chain(own.map(|(_, rows)| (Csn(u64::MAX), rows)));
         let all: Vec<(Csn, Arc<Rows>)> = all.map(|(csn, rows)| (csn, Arc::clone(rows))).collect();
         let deletes = all.iter().filter_map(|(_, rows)| rows.tombstone.clone()).collect();
@@ -611,6 +656,11 @@ impl Replicas {
         }
         Ok(())
     }
+}
+
+/// Keys of a chunk's parts within a transaction.
+fn of_chunk(chunk: ChunkId) -> RangeInclusive<(ChunkId, u32)> {
+    (chunk, 0)..=(chunk, u32::MAX)
 }
 
 fn prev_of(links: &[ChunkLink], chunk: ChunkId) -> Option<Csn> {
@@ -725,7 +775,8 @@ mod tests {
             origin: Vec::new(),
         };
         let charge = Charge::default();
-        let rows = Rows { key, hash, batches: Vec::new(), tombstone: None, charge };
+        let epoch = Epoch(0);
+        let rows = Rows { key, epoch, hash, batches: Vec::new(), tombstone: None, charge };
         replicas.prepare(spec, Arc::new(rows), Instant::now());
         key
     }

@@ -6,8 +6,8 @@
 //!                                 \---------(its incarnation is not known)----/
 //! ```
 //!
-//! - A disk that comes back under a new incarnation holds nothing that counts: its chunks are put aside before the
-//!   node takes part under it (`node/registration.rs`).
+//! - Of a disk that comes back under a new incarnation counts only what it proved to hold whole: its other chunks are
+//!   put aside before the node takes part under it (`node/registration.rs`).
 //! - The identity is on disk before anything is served under it, and never changes to another cluster.
 //! - Rows are taken in only after every transaction that was pending at the start has been asked about: from then on
 //!   the node has missed no commit that it acknowledged.

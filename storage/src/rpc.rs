@@ -256,6 +256,18 @@ impl Storage for Service {
         Ok(Response::new(messages::PointsReply { found: found.await? }))
     }
 
+    async fn settle(
+        &self,
+        request: Request<messages::SettleRequest>,
+    ) -> Result<Response<messages::SettleReply>, Status> {
+        let messages::SettleRequest { cluster, rid, chunk, epoch } = request.into_inner();
+        let member = self.member(&cluster)?;
+        self.addressed(&member, rid)?;
+        let (chunk, epoch) = (ChunkId(chunk), Epoch(epoch));
+        let point = self.blocking(move |node| node.store().settle(chunk, epoch)).await?;
+        Ok(Response::new(messages::SettleReply { point: point.map(pieces::wire_point) }))
+    }
+
     async fn catch_up(
         &self,
         request: Request<messages::CatchUpRequest>,
@@ -346,6 +358,7 @@ fn catch_up(request: messages::CatchUpRequest) -> Result<CatchUp, RpcError> {
         chain: pieces::optional_hash(&request.chain, "chain")?,
         limit: limit.map(|limit| Duration::from_millis(limit.into())),
         bytes_per_second: request.bytes_per_second,
+        lost: request.lost.iter().map(|at| (Csn(at.after_csn), Csn(at.up_to_csn))).collect(),
     })
 }
 

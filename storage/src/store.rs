@@ -60,6 +60,7 @@ pub(crate) mod poison;
 mod recover;
 mod remove;
 pub(crate) mod scrub;
+mod settle;
 pub(crate) mod sort;
 mod stop;
 mod texts;
@@ -621,9 +622,9 @@ fn undeleted(recent: Vec<(Csn, Arc<Rows>)>, deletes: &Deletes) -> Result<Vec<Arc
     let (committed, own) = recent.split_at(own);
     let left = committed.iter().map(|(csn, rows)| {
         let batches = deletes.leave(rows.batches.clone(), *csn)?;
-        let Rows { key, hash, .. } = **rows;
+        let Rows { key, epoch, hash, .. } = **rows;
         let (tombstone, charge) = (None, Charge::default());
-        Ok(Arc::new(Rows { key, hash, batches, tombstone, charge }))
+        Ok(Arc::new(Rows { key, epoch, hash, batches, tombstone, charge }))
     });
     let mut left = left.collect::<Result<Vec<_>, Error>>()?;
     left.extend(without_own(own.iter().map(|(_, rows)| Arc::clone(rows)).collect())?);

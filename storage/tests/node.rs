@@ -268,6 +268,91 @@ async fn a_node_whose_journal_is_lost_registers_as_another_disk() {
 }
 
 #[tokio::test]
+async fn a_disk_under_a_new_incarnation_keeps_what_it_proved_to_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let access = access_node().await;
+    let (node, _) = data_node(dir.path(), "d3", &[&access]).await;
+    node.ready().await.unwrap();
+    for (seq, chunk, csn) in [(1, 5, 70), (2, 6, 80)] {
+        let parts = vec![part(chunk, 0, &rows_of(seq, 20))];
+        node.store().prepare(txn(seq as u64), parts).await.unwrap();
+        node.store().decide(&[commit(seq as u64, csn, &[(chunk, 0)])]).unwrap();
+    }
+    node.store().flush(&[]).unwrap();
+    for (seq, chunk) in [(3, 5), (4, 6)] {
+        let parts = vec![part(chunk, 0, &rows_of(seq, 20))];
+        node.store().prepare(txn(seq as u64), parts).await.unwrap();
+    }
+    node.shutdown().await;
+    drop(node);
+    access.with(|script| {
+        script.distrust();
+        script.kept = vec![5];
+    });
+    let (node, rpc) = data_node(dir.path(), "d3", &[&access]).await;
+    node.ready().await.unwrap();
+    let second = Rid { incarnation: Incarnation(2), ..RID };
+    assert_eq!(node.membership().unwrap().rid, second);
+    let held: Vec<u64> = node.store().report(&[]).iter().map(|report| report.chunk.0).collect();
+    assert_eq!(held, [5]);
+    // Also for statements that began before.
+    assert_eq!(read(node.store(), request(5, 70)).unwrap().len(), 20);
+    let refused = read(node.store(), request(6, 99)).unwrap_err();
+    assert!(matches!(refused, Error::SnapshotTooOld { .. }), "{refused}");
+    let aside = dir.path().join("aside").join("n3i1");
+    assert!(aside.join("6.redb").exists() && !aside.join("5.redb").exists());
+    // A part that waited is acknowledged anew, by the number of now, and its commit is the next one.
+    let pending: Vec<u64> = node.store().pending(&[]).iter().map(|(txn, _)| txn.seq).collect();
+    assert_eq!(pending, [3]);
+    let again = prepare_request(3, vec![part(5, 0, &rows_of(3, 20))]);
+    let mut client = Channels::default().storage(&rpc).unwrap();
+    client.prepare(again.clone()).await.unwrap_err();
+    let again =
+        hypertide_proto::wire::storage::PrepareRequest { rid: Some(second.into()), ..again };
+    client.prepare(again).await.unwrap();
+    node.store().decide(&[commit(3, 90, &[(5, 70)])]).unwrap();
+    node.store().flush(&[]).unwrap();
+    assert_eq!(node.store().report(&[])[0].applied_csn.0, 90);
+    // A stop before the new number is on disk repeats the registration, with the same end.
+    access.with(Script::distrust);
+    node.shutdown().await;
+    drop(node);
+    let (node, _) = data_node(dir.path(), "d3", &[&access]).await;
+    node.ready().await.unwrap();
+    assert_eq!(read(node.store(), request(5, 99)).unwrap().len(), 40);
+    node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_node_whose_journal_is_lost_tells_what_its_files_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let access = access_node().await;
+    let (node, _) = data_node(dir.path(), "d3", &[&access]).await;
+    node.ready().await.unwrap();
+    for (seq, chunk, csn) in [(1, 5, 70), (2, 6, 80)] {
+        let parts = vec![part(chunk, 0, &rows_of(seq, 20))];
+        node.store().prepare(txn(seq as u64), parts).await.unwrap();
+        node.store().decide(&[commit(seq as u64, csn, &[(chunk, 0)])]).unwrap();
+    }
+    node.store().flush(&[]).unwrap();
+    let before = node.store().report(&[]);
+    node.store().prepare(txn(3), vec![part(6, 0, &rows_of(3, 20))]).await.unwrap();
+    node.store().decide(&[commit(3, 90, &[(6, 80)])]).unwrap();
+    node.shutdown().await;
+    drop(node);
+    std::fs::write(dir.path().join("journal.redb"), [7; 512]).unwrap();
+    access.with(|script| script.kept = vec![5]);
+    let (node, _) = data_node(dir.path(), "d3", &[&access]).await;
+    node.ready().await.unwrap();
+    let told = access.with(|script| script.registered.last().unwrap().clone());
+    let told: Vec<_> = told.progress.iter().map(|p| (p.chunk, p.applied_csn)).collect();
+    assert_eq!(told, [(5, 70), (6, 80)], "the last commit of the other was in the journal only");
+    assert_eq!(node.store().report(&[]), before[..1]);
+    assert_eq!(read(node.store(), request(5, 99)).unwrap().len(), 20);
+    node.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_dropped_chunk_stays_while_a_part_of_it_is_pending() {
     let dir = tempfile::tempdir().unwrap();
     let access = access_node().await;

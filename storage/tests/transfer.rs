@@ -11,7 +11,7 @@ use hypertide_proto::{
     client::Channels,
     error::{Code, RpcError},
     ids::{ChunkId, Rid},
-    wire::storage::{CatchUpReply, CatchUpRequest},
+    wire::storage::{CatchUpReply, CatchUpRequest, LostCommits, SettleRequest},
 };
 use hypertide_storage::{ChunkReport, DataNode};
 use tempfile::TempDir;
@@ -621,4 +621,75 @@ async fn replicas_join_again_and_again_under_a_stream_of_writes() {
     assert!(kinds[0] && kinds[1..].iter().all(|whole| !whole), "{kinds:?}");
     until("nothing stays pending", || target.node.store().pending(&[]).is_empty()).await;
     assert!(target.node.store().damaged().is_empty() && source.node.store().damaged().is_empty());
+}
+
+#[tokio::test]
+async fn a_replica_is_taken_as_it_stands() {
+    let access = access_node().await;
+    let node = Node::start(&access).await;
+    node.write(1, (10, 0), &noise(1, 30)).await;
+    let left = node.rows(99);
+    // The commit between is lost; one waits for it, and another for its decision.
+    node.prepare(3, &noise(3, 30)).await;
+    node.node.store().decide(&[commit(3, 30, &[(CHUNK, 20)])]).unwrap();
+    node.prepare(4, &noise(4, 30)).await;
+    assert_eq!(node.rows(99).len(), 60, "what is committed is seen");
+    let settle = SettleRequest {
+        cluster: CLUSTER.0.to_vec().into(),
+        rid: Some(node.rid().into()),
+        chunk: CHUNK,
+        epoch: 1,
+    };
+    let mut client = Channels::default().storage(&node.rpc).unwrap();
+    for _ in 0..2 {
+        let point = client.settle(settle.clone()).await.unwrap().into_inner().point.unwrap();
+        assert_eq!((point.csn, point.rows), (10, 30));
+        assert_eq!(point.chain, node.report().chain.to_be_bytes().to_vec());
+        assert_eq!(node.rows(99), left);
+        assert!(node.node.store().pending(&[]).is_empty());
+    }
+    let node = node.restart(&access).await;
+    assert_eq!(node.rows(99), left);
+    assert_eq!(node.report().applied_csn.0, 10);
+    // A decision that does not name the chunk any more leaves nothing of the part.
+    node.prepare(5, &noise(5, 30)).await;
+    node.node.store().decide(&[commit(5, 50, &[])]).unwrap();
+    assert_eq!(node.rows(99), left);
+    assert!(node.node.store().pending(&[]).is_empty());
+    let none = SettleRequest { chunk: CHUNK + 1, ..settle };
+    let mut client = Channels::default().storage(&node.rpc).unwrap();
+    let none = SettleRequest { rid: Some(node.rid().into()), ..none };
+    assert_eq!(client.settle(none).await.unwrap().into_inner().point, None);
+}
+
+#[tokio::test]
+async fn what_holds_commits_that_were_given_up_goes() {
+    let access = access_node().await;
+    let source = Node::start(&access).await;
+    source.write(1, (10, 0), &noise(1, 30)).await;
+    source.flush();
+    let lost = vec![LostCommits { after_csn: 10, up_to_csn: 30 }];
+    // One that has more than is left, in its file; and one that waits for a commit that is given up, too.
+    let further = Node::start(&access).await;
+    further.write(1, (10, 0), &noise(1, 30)).await;
+    further.write(2, (20, 10), &noise(2, 30)).await;
+    further.flush();
+    let waiting = Node::start(&access).await;
+    waiting.write(1, (10, 0), &noise(1, 30)).await;
+    waiting.prepare(3, &noise(3, 30)).await;
+    waiting.node.store().decide(&[commit(3, 30, &[(CHUNK, 20)])]).unwrap();
+    for (target, whole) in [(&further, true), (&waiting, false)] {
+        let refused = target.catch_up(target.request(&source)).await;
+        assert!(refused.is_err() || target.rows(99) != source.rows(99), "it does not help alone");
+        let request = CatchUpRequest { lost: lost.clone(), ..target.request(&source) };
+        let reply = target.catch_up(request).await.unwrap();
+        assert_eq!((reply.reached_csn, reply.whole), (10, whole));
+        same(target, &source);
+    }
+    // Later commits follow.
+    for node in [&source, &further, &waiting] {
+        node.write(4, (40, 10), &noise(4, 30)).await;
+    }
+    same(&further, &source);
+    same(&waiting, &source);
 }

@@ -74,7 +74,7 @@ impl Catalog {
             Command::AdvanceTime { access, at_ms } => self.advance_time(*access, *at_ms, step),
             Command::RemoveAccess { id } => self.remove_access(*id, step),
             Command::SetHealth { rid, health } => self.set_health(*rid, *health, step),
-            Command::NodeReset { rid, disk } => self.reset_node(*rid, *disk, step),
+            Command::NodeReset { rid, disk, held } => self.reset_node(*rid, (*disk, held), step),
             Command::SetDraining { node, draining } => self.set_draining(node, *draining, step),
             Command::AlterDataNode { node, rpc, available } => {
                 self.alter_data_node(node, rpc.as_deref(), *available, step)
@@ -104,6 +104,7 @@ impl Catalog {
             Command::DropJoin { chunk, rid } => self.drop_join(*chunk, *rid, step),
             Command::FinishJoin { rid, held } => self.finish_join(*rid, held, step),
             Command::RemoveReplica { chunk, rid } => self.remove_replica(*chunk, *rid, step),
+            Command::AcceptLoss { rid, held, rows } => self.accept_loss(*rid, (held, *rows), step),
             Command::Seal { chunk, epoch } => self.seal(*chunk, *epoch, step),
             Command::AskCompression { chunks, compress } => {
                 self.ask_compression(chunks, *compress, step)

@@ -12,7 +12,7 @@ use hypertide_proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Catalog, Chunk, Hypertable, Outcome, Reject, RowKey, Rule, Table,
+    Catalog, Chunk, ChunkState, Hypertable, Outcome, Reject, RowKey, Rule, Table,
     apply::Step,
     compression::hypertable_of,
     hypertable::{check_factor, default_min_in_sync},
@@ -205,7 +205,11 @@ impl Catalog {
             let made = hypertable_of(table)?;
             let left: Vec<NodeId> =
                 made.data_nodes.iter().copied().filter(|node| *node != rid.node).collect();
-            let mut held = self.chunks_of(table.id).filter(|chunk| chunk.has_member(rid));
+            let holds = |chunk: &&Chunk| {
+                // What is left of a damaged chunk may be all there is of it.
+                chunk.has_member(rid) || (chunk.state == ChunkState::Damaged && chunk.knows(rid))
+            };
+            let mut held = self.chunks_of(table.id).filter(holds);
             if self.chunks_of(table.id).any(|chunk| chunk.in_sync == [rid]) || left.is_empty() {
                 return Err(self.insufficient(table.id));
             }
@@ -239,9 +243,7 @@ impl Catalog {
     }
 
     fn take_chunks_off(&mut self, rid: Rid, table: TableId, step: &mut Step) {
-        let held = |chunk: &&Chunk| {
-            chunk.has_member(rid) || chunk.left.iter().any(|(left, _)| *left == rid)
-        };
+        let held = |chunk: &&Chunk| chunk.knows(rid);
         let ids: Vec<ChunkId> = self.chunks_of(table).filter(held).map(|chunk| chunk.id).collect();
         for id in ids {
             let removed = self.remove_replica(id, rid, step);

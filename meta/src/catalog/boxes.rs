@@ -103,6 +103,7 @@ impl Catalog {
             created_ms: step.at_ms,
             compressed: None,
             asked: None,
+            lost: Vec::new(),
         };
         self.put_chunk(chunk.clone(), step);
         chunk

@@ -8,7 +8,7 @@ use hypertide_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Asked, Catalog, Compressed, Outcome, Reject, apply::Step, index::Corner};
+use super::{Asked, Catalog, Compressed, Loss, Outcome, Reject, apply::Step, index::Corner};
 
 /// The product of one slice per dimension: the unit of placement.
 ///
@@ -38,7 +38,8 @@ pub struct Chunk {
     pub in_sync: Vec<Rid>,
     /// Replicas that catch up; commits need them too.
     pub joining: Vec<Joiner>,
-    /// Replicas that left, with the last commit then.
+    /// Replicas that left, with the last commit then; of a damaged chunk also those that lost some of its commits, with the
+    /// last they hold.
     pub left: Vec<(Rid, Csn)>,
     /// Last commit.
     pub last_csn: Csn,
@@ -52,6 +53,8 @@ pub struct Chunk {
     pub compressed: Option<Compressed>,
     /// What was asked of its compression last; `None` when nothing ever was.
     pub asked: Option<Asked>,
+    /// Commits that an operator gave up. No replica that holds one of them is of use.
+    pub lost: Vec<Loss>,
 }
 
 /// A replica that catches up. Every commit since it started needs it, so that it holds all that came after
@@ -84,7 +87,7 @@ pub enum ChunkState {
     Open,
     /// It never changes again.
     Sealed,
-    /// Its last in-sync disk is gone.
+    /// Its last in-sync disk is gone. It waits until an operator takes one of those that left for all there is.
     Damaged,
 }
 
@@ -164,6 +167,7 @@ impl fmt::Display for Chunk {
         self.joining.iter().try_for_each(|at| write!(f, " joining={}@{}", at.rid, at.csn))?;
         self.left.iter().try_for_each(|(rid, csn)| write!(f, " left={rid}@{csn}"))?;
         write!(f, " last={} rows={}", self.last_csn, self.rows)?;
+        self.lost.iter().try_for_each(|loss| write!(f, " lost={loss}"))?;
         self.asked.iter().try_for_each(|asked| write!(f, " {asked}"))?;
         self.compressed.iter().try_for_each(|compressed| write!(f, " {compressed}"))
     }

@@ -9,7 +9,7 @@ use hypertide_proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Block, Chunk, Compression, DataNode, Detach, Health, Held, Job, Notice, Order, Policy,
+    Block, Chunk, Compression, DataNode, Detach, Health, Held, Job, Loss, Notice, Order, Policy,
     Rebalancing, Schedule, Table, TableChange,
 };
 
@@ -120,12 +120,14 @@ pub enum Command {
         health: Health,
     },
     /// The disk of a data node is new, wiped, rolled back or suspect: it gets the next incarnation, and nothing that
-    /// the one before held counts any more.
+    /// the one before held counts any more but what is proven to be there.
     NodeReset {
         /// The disk that is registered.
         rid: Rid,
         /// The disk that is there now; the same when only its content is suspect.
         disk: DiskId,
+        /// What it holds now of chunks that the one before was in sync of.
+        held: Vec<Held>,
     },
     /// Takes a replica out of the write set of chunks, wherever another one in sync is left.
     Shrink {
@@ -168,6 +170,15 @@ pub enum Command {
         chunk: ChunkId,
         /// The replica's disk.
         rid: Rid,
+    },
+    /// Takes what a replica holds of a damaged chunk for all there is of it, and gives up what it lacks.
+    AcceptLoss {
+        /// The replica's disk, one of those that left the chunk.
+        rid: Rid,
+        /// What it holds, and will hold until it hears more.
+        held: Held,
+        /// Rows among it.
+        rows: u64,
     },
     /// Closes an open chunk; the next row of its box makes a new generation.
     Seal {
@@ -390,6 +401,13 @@ pub enum Outcome {
     Aborted,
     /// The chunks whose replicas or state the command changed.
     Changed(Vec<ChunkId>),
+    /// What was given up of a damaged chunk.
+    LossAccepted {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The commits.
+        loss: Loss,
+    },
     /// A job as it is now; whether it was made, or ran.
     Job(Box<Job>, bool),
     /// Data nodes were attached, detached or deleted.

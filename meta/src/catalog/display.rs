@@ -38,13 +38,18 @@ impl fmt::Display for Command {
             }
             Self::BlockNewChunks(block) => block.fmt(f),
             Self::SetHealth { rid, health } => write!(f, "health {rid} {health}"),
-            Self::NodeReset { rid, disk } => write!(f, "reset {rid} disk={disk}"),
+            Self::NodeReset { rid, disk, held } => {
+                write!(f, "reset {rid} disk={disk} {}", list(held))
+            }
             Self::Shrink { rid, chunks } => write!(f, "shrink {rid} {}", list(chunks)),
             Self::Return { rid, held } => write!(f, "return {rid} {}", list(held)),
             Self::StartJoin { chunk, rid } => write!(f, "start join {chunk} {rid}"),
             Self::DropJoin { chunk, rid } => write!(f, "drop join {chunk} {rid}"),
             Self::FinishJoin { rid, held } => write!(f, "finish join {rid} {held}"),
             Self::RemoveReplica { chunk, rid } => write!(f, "remove replica {chunk} {rid}"),
+            Self::AcceptLoss { rid, held, rows } => {
+                write!(f, "accept loss {rid} {held} rows={rows}")
+            }
             Self::Seal { chunk, epoch } => write!(f, "seal {chunk} {epoch}"),
             other => other.fmt_wish(f),
         }
@@ -150,6 +155,7 @@ impl fmt::Display for Outcome {
             Self::Duplicate { csn, rows } => write!(f, "duplicate csn={csn} rows={rows}"),
             Self::Aborted => write!(f, "aborted"),
             Self::Changed(chunks) => write!(f, "changed {}", list(chunks)),
+            Self::LossAccepted { chunk, loss } => write!(f, "lost {chunk} {loss}"),
             Self::Job(job, true) => job.fmt(f),
             Self::Job(job, false) => write!(f, "existing {job}"),
             Self::Nodes { changed, notices } => {

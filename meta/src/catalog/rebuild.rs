@@ -196,7 +196,7 @@ pub fn rebuild(
     for (id, (origin, replicas)) in &replicas {
         let mut chunk = chunk_of((*id, origin), replicas, (&catalog, terms.now_ms), &mut findings);
         if let Some(before) = known.and_then(|known| known.catalog.chunk(*id)) {
-            chunk.asked = before.asked;
+            (chunk.asked, chunk.lost) = (before.asked, before.lost.clone());
             if before.last_csn > chunk.last_csn {
                 let shown = full_name(catalog.tables.get(&chunk.table), &chunk.name);
                 findings.push(Finding::Short(shown, chunk.last_csn, before.last_csn));
@@ -401,6 +401,7 @@ fn chunk_of(
         last_csn: last.map_or(Csn(0), |last| last.csn),
         chain: last.map_or(0, |last| last.chain),
         rows: last.map_or(0, |last| last.rows),
+        lost: Vec::new(),
         created_ms,
         asked: compressed.map(|of| Asked { up_to: Some(of.csn), at_ms: now_ms }),
         compressed,

@@ -3,7 +3,7 @@
 //! ```text
 //! none --start join--> joining --finish join--> in sync --shrink--> left --start join--> joining ...
 //!      --return, holding every commit-------->         --remove--> none
-//! any  --reset of the disk--> none
+//! any  --reset of the disk--> none, or what it was under the next incarnation
 //! ```
 //!
 //! Why a replica may come in: it holds every commit up to a place, by the running hash, and every commit after that
@@ -12,8 +12,18 @@
 //!
 //! Why one may go: while another replica in sync remains. Only the loss of a disk takes the last one, and then a replica
 //! that left without missing a commit since stands in; failing that the chunk is damaged, and nothing poses as it.
+//!
+//! Why a reset may keep a replica in sync: the disk proves, by the running hash, that it holds the chunk's last commit, and
+//! with it every one before. What it held beside is batches that nobody decided yet, and those it may have lost. None of
+//! their acknowledgements counts any more: they name the incarnation before, and those of keyed parts an epoch before,
+//! too. Their coordinators prepare them again under the new one, and what the lost journal had reserved is reserved anew
+//! or refused. A chunk without commits is held by any disk. A replica that had left, or was joining, and holds the last
+//! commit is one that left complete. Of a chunk that a reset leaves damaged the disk stays known with what it holds, for
+//! an operator to decide about (`catalog/loss.rs`).
 
-use hypertide_proto::ids::{ChunkId, DiskId, Epoch, Rid};
+use std::collections::BTreeMap;
+
+use hypertide_proto::ids::{ChunkId, Csn, DiskId, Epoch, Rid};
 
 use super::{
     Catalog, Chunk, ChunkState, DataNode, Health, Held, Joiner, Outcome, Reject, RowKey,
@@ -58,7 +68,7 @@ impl Chunk {
     }
 
     /// Whether `held` is the chunk's last commit.
-    fn ends_at(&self, held: &Held) -> bool {
+    pub(crate) fn ends_at(&self, held: &Held) -> bool {
         (held.csn, held.chain) == (self.last_csn, self.chain)
     }
 }
@@ -233,11 +243,12 @@ impl Catalog {
         Ok(Outcome::Changed(vec![id]))
     }
 
-    /// Gives a data node's disk the next incarnation and takes the one before off every chunk.
+    /// Gives a data node's disk the next incarnation, which takes the place of the one before in the chunks that it
+    /// proves to hold, and takes the one before off all others.
     pub(crate) fn reset_node(
         &mut self,
         rid: Rid,
-        disk: DiskId,
+        (disk, held): (DiskId, &[Held]),
         step: &mut Step,
     ) -> Result<Outcome, Reject> {
         let node = self.current_node(rid)?;
@@ -251,15 +262,38 @@ impl Catalog {
         (node.disk, node.health, node.health_since_ms) = (disk, Health::Up, step.at_ms);
         self.data_nodes.insert(rid.node, node.clone());
         step.changes.touch(RowKey::Data(rid.node));
+        self.keep_held(rid, (node.rid, held), step);
+        let knows = |held: &&Held| self.chunks.get(&held.chunk).is_some_and(|at| at.knows(rid));
+        let rest: Vec<Held> = held.iter().filter(knows).copied().collect();
         self.forget_disk(rid, step);
+        rest.iter().for_each(|held| self.note_rest(node.rid, held, step));
         Ok(Outcome::Data(node))
+    }
+
+    /// Lets the next incarnation of a disk stand for the one before wherever that was in sync and every commit is held.
+    fn keep_held(&mut self, old: Rid, (new, held): (Rid, &[Held]), step: &mut Step) {
+        let held: BTreeMap<ChunkId, &Held> = held.iter().map(|held| (held.chunk, held)).collect();
+        let proven = |chunk: &&Chunk| {
+            let ends = held.get(&chunk.id).is_some_and(|held| chunk.ends_at(held));
+            chunk.in_sync.contains(&old) && (ends || chunk.last_csn == Csn(0))
+        };
+        let chunks: Vec<Chunk> = self.chunks.values().filter(proven).cloned().collect();
+        for mut chunk in chunks {
+            let (id, last) = (chunk.id, chunk.last_csn);
+            chunk.in_sync.iter_mut().filter(|rid| **rid == old).for_each(|rid| *rid = new);
+            chunk.epoch = chunk.epoch.next();
+            self.put_replicas(chunk, step);
+            if last > Csn(0) {
+                // The proof is a report of what is durable, too: a disk that is turned back once more is told by it.
+                self.note_applied(new, (id, last), step);
+            }
+        }
     }
 
     /// Takes a disk that will never come back off every chunk.
     pub(crate) fn forget_disk(&mut self, rid: Rid, step: &mut Step) {
-        let known =
-            |chunk: &&Chunk| chunk.has_member(rid) || chunk.left.iter().any(|left| left.0 == rid);
-        let chunks: Vec<Chunk> = self.chunks.values().filter(known).cloned().collect();
+        let known = self.chunks.values().filter(|chunk| chunk.knows(rid));
+        let chunks: Vec<Chunk> = known.cloned().collect();
         for mut chunk in chunks {
             if chunk.take_off(rid) {
                 chunk.epoch = chunk.epoch.next();

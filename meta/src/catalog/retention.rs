@@ -37,18 +37,21 @@ impl Catalog {
         step: &mut Step,
     ) -> Result<Outcome, Reject> {
         self.current_node(rid)?;
-        for (id, csn) in applied {
-            // A chunk that was dropped, or that the node has left, has no use for the report.
-            let Some(chunk) = self.chunks.get(id) else { continue };
-            if !learners(chunk).any(|learner| learner == rid) {
-                continue;
-            }
-            let mut tail = self.tails.get(id).cloned().unwrap_or_default();
-            let reported = tail.applied.entry(rid).or_default();
-            *reported = (*csn).min(chunk.last_csn).max(*reported);
-            self.put_tail(*id, tail, step);
-        }
+        applied.iter().for_each(|at| self.note_applied(rid, *at, step));
         Ok(Outcome::Done)
+    }
+
+    /// Notes up to where a replica has a chunk's commits durably.
+    pub(crate) fn note_applied(&mut self, rid: Rid, (id, csn): (ChunkId, Csn), step: &mut Step) {
+        // A chunk that was dropped, or that the node has left, has no use for the report.
+        let Some(chunk) = self.chunks.get(&id) else { return };
+        if !learners(chunk).any(|learner| learner == rid) {
+            return;
+        }
+        let mut tail = self.tails.get(&id).cloned().unwrap_or_default();
+        let reported = tail.applied.entry(rid).or_default();
+        *reported = csn.min(chunk.last_csn).max(*reported);
+        self.put_tail(id, tail, step);
     }
 
     /// Lets go of what only replicas that went had to learn of.

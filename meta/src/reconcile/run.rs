@@ -13,7 +13,7 @@ use bytes::Bytes;
 use hypertide_proto::{
     error::{Code, RpcError},
     ids::{ChunkId, Csn, NodeId, Rid},
-    wire::storage::{CatchUpReply, CatchUpRequest, ChunkSpec, ChunksRequest},
+    wire::storage::{CatchUpReply, CatchUpRequest, ChunkSpec, ChunksRequest, LostCommits},
 };
 use tonic::Request;
 
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     Error,
-    catalog::{Chunk, ChunkOrigin, Command, DataNode, Health, Held, Joiner, Outcome},
+    catalog::{Chunk, ChunkOrigin, Command, DataNode, Health, Held, Joiner, Loss, Outcome},
     memory::now_ms,
     node::{CatalogWriter, Image, MetaNode},
 };
@@ -431,6 +431,7 @@ impl Copy<'_> {
                 Some(_) => 0,
                 None => image.catalog.rebalancing().bytes_per_second,
             },
+            lost: now.lost.iter().map(lost_commits).collect(),
         });
         request.set_timeout(within);
         let mut client = self.node.config().channels.storage(&address(self.target)?)?;
@@ -447,6 +448,10 @@ impl Copy<'_> {
         self.node.applied(index, Instant::now() + PROPOSE_TIMEOUT).await?;
         answer.map_err(|reject| RpcError::new(Code::Stale, reject))
     }
+}
+
+fn lost_commits(loss: &Loss) -> LostCommits {
+    LostCommits { after_csn: loss.after.0, up_to_csn: loss.up_to.0 }
 }
 
 /// What a data node must know of a chunk to store it.

@@ -1,5 +1,7 @@
 //! Data nodes, as sets of batches on disks, and the coordinators of two transactions.
 
+use std::collections::BTreeSet;
+
 use hypertide_meta::catalog::{
     Catalog, Changes, Chunk, ChunkState, Command, CommitPart, CommitRecord, Held, HypertableSpec,
     Outcome, Reject,
@@ -55,6 +57,8 @@ pub(crate) enum Bug {
     CatchUpFromAnyone,
     /// A wiped disk goes on under the old incarnation.
     WipeUnnoticed,
+    /// A disk that lost commits says that it holds the last one of every chunk.
+    KeptWithoutProof,
     /// A node that is told to remove a replica removes batches that wait for their decision, too.
     RemovalDropsPending,
     /// A record of an earlier boot is taken.
@@ -86,6 +90,8 @@ pub(crate) struct Setting {
     /// Whether the two transactions are one write, sent twice.
     pub(crate) one_write: bool,
     pub(crate) seals: bool,
+    /// Whether a disk that loses something may still hold the rest.
+    pub(crate) keeps: bool,
     pub(crate) limits: Limits,
     pub(crate) bug: Option<Bug>,
 }
@@ -99,7 +105,7 @@ impl Setting {
 /// A data node's disk.
 #[derive(Clone, Copy, Debug, Default)]
 struct Disk {
-    /// One more whenever it is wiped.
+    /// One more whenever it loses anything.
     number: u8,
     /// Per chunk, a bit for each transaction whose batch it holds, pending or committed.
     batches: [u8; CHUNKS],
@@ -277,18 +283,14 @@ impl World {
             for chunk in catalog.chunks() {
                 self.change(catalog, setting, chunk, &mut next);
             }
-            self.reset(catalog, &mut next);
+            self.reset(catalog, setting, &mut next);
         }
         for chunk in catalog.chunks() {
             self.copy(catalog, setting, chunk, &mut next);
         }
         if self.wipes < setting.limits.wipes {
             for node in 0..NODES {
-                let mut world = self.clone();
-                world.wipes += 1;
-                let number = world.disks[node].number + u8::from(!setting.has(Bug::WipeUnnoticed));
-                world.disks[node] = Disk { number, ..Disk::default() };
-                next.push((format!("wipe {}", node_id(node)), catalog.clone(), world));
+                self.wipe(catalog, setting, node, &mut next);
             }
         }
         if self.fences < setting.limits.fences {
@@ -550,13 +552,57 @@ impl World {
         }
     }
 
-    /// Nodes with another disk than the one that is registered come back.
-    fn reset(&self, catalog: &Catalog, next: &mut Vec<Next>) {
+    /// A disk loses all it had; or its journal, with the batches that are not committed and the last commits of some chunk
+    /// beside; or it is turned back, so that it lacks the last commits and still has the batches.
+    fn wipe(&self, catalog: &Catalog, setting: Setting, node: usize, next: &mut Vec<Next>) {
+        let mut left: BTreeSet<[u8; CHUNKS]> = BTreeSet::from([[0; CHUNKS]]);
+        if setting.keeps {
+            let held = self.disks[node].batches;
+            let committed = self.committed();
+            for whole in [held.map(|held| held & committed), held] {
+                left.insert(whole);
+                for (index, txn, _) in self.log.iter().rev() {
+                    let mut less = whole;
+                    less[at(*index)] &= !bit(*txn);
+                    left.insert(less);
+                }
+            }
+        }
+        for batches in left {
+            let mut world = self.clone();
+            world.wipes += 1;
+            let number = world.disks[node].number + u8::from(!setting.has(Bug::WipeUnnoticed));
+            world.disks[node] = Disk { number, batches };
+            next.push((format!("wipe {} to {batches:?}", node_id(node)), catalog.clone(), world));
+        }
+    }
+
+    /// Nodes with another disk than the one that is registered come back, with the proof of what is on it, and put aside
+    /// what is not counted as theirs.
+    fn reset(&self, catalog: &Catalog, setting: Setting, next: &mut Vec<Next>) {
         for node in (0..NODES).filter(|node| !self.registered(catalog, *node)) {
             let rid = catalog.data_node(node_id(node)).expect("nodes stay").rid;
             let disk = disk_id(node, self.disks[node].number);
-            let world = Self { changes: self.changes + 1, ..self.clone() };
-            world.push(catalog, &Command::NodeReset { rid, disk }, next);
+            let lies = setting.has(Bug::KeptWithoutProof);
+            let claimed = |chunk: &Chunk| match lies {
+                true => Held { chunk: chunk.id, csn: chunk.last_csn, chain: chunk.chain },
+                false => self.end(chunk.id, node),
+            };
+            let held = catalog.chunks().map(claimed).collect();
+            let command = Command::NodeReset { rid, disk, held };
+            let Ok((after, Outcome::Data(data))) = self.apply(catalog, &command) else { continue };
+            let mut world = Self { changes: self.changes + 1, ..self.clone() };
+            for chunk in after.chunks() {
+                if chunk.in_sync.contains(&data.rid) {
+                    // The disk that was in sync is this one.
+                    let log = world.log.iter_mut().filter(|commit| commit.0 == chunk.id);
+                    let known = log.flat_map(|commit| &mut commit.2).filter(|known| **known == rid);
+                    known.for_each(|known| *known = data.rid);
+                } else if chunk.left.iter().all(|(left, _)| *left != data.rid) {
+                    world.disks[node].batches[at(chunk.id)] = 0;
+                }
+            }
+            next.push((command.to_string(), after, world));
         }
     }
 

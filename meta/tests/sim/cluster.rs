@@ -80,6 +80,8 @@ pub(crate) struct Totals {
     pub(crate) shrinks: u64,
     pub(crate) seals: u64,
     pub(crate) resets: u64,
+    /// Replicas that a reset left in sync.
+    pub(crate) kept: u64,
     pub(crate) damaged: u64,
 }
 
@@ -93,6 +95,7 @@ impl Totals {
         self.shrinks += other.shrinks;
         self.seals += other.seals;
         self.resets += other.resets;
+        self.kept += other.kept;
         self.damaged += other.damaged;
     }
 }
@@ -332,9 +335,17 @@ impl Cluster {
         match kind {
             0..=2 => self.stop_data(data, lasts),
             3 if self.may_wipe(data) => {
-                self.say(|| format!("wipe d{}", data + 1));
                 self.wiped.extend(self.data[data].rid);
-                self.data[data].wipe();
+                if self.below(2) == 0 {
+                    self.say(|| format!("wipe d{}", data + 1));
+                    self.data[data].wipe();
+                } else {
+                    self.say(|| format!("d{} loses its journal", data + 1));
+                    let seed = self.below(u64::MAX);
+                    let mut commits = (0..).map(|n: u32| (seed.rotate_left(n * 2) % 4) as usize);
+                    self.data[data]
+                        .lose_journal(|| commits.next().map_or(0, |lost| lost.saturating_sub(1)));
+                }
                 self.stop_data(data, lasts);
             }
             3 | 4 => {
@@ -375,9 +386,16 @@ impl Cluster {
         let whole = |chunk: &hypertide_meta::catalog::Chunk| {
             // Others whose disk is the one that is counted on, and not one that was wiped a moment ago.
             let mut others = chunk.in_sync.iter().filter(|rid| Self::node_of(**rid) != node);
-            others.any(|rid| self.data[Self::node_of(*rid)].rid == Some(*rid))
+            others.any(|rid| self.runs_as(*rid))
         };
         self.data[node].rid.is_some() && self.catalog.chunks().all(whole)
+    }
+
+    /// Whether the node's disk is the one that the catalog has under this number, as far as the node knows.
+    fn runs_as(&self, rid: Rid) -> bool {
+        let (node, known) = (Self::node_of(rid), self.catalog.data_node(rid.node));
+        let disk = Self::disk_id(node, self.data[node].disk);
+        self.data[node].rid == Some(rid) && known.is_some_and(|known| known.disk == disk)
     }
 
     fn stop_data(&mut self, node: usize, lasts: u64) {
@@ -483,7 +501,7 @@ impl Cluster {
                 let node = rid.node.0 as usize - 1;
                 let data = &self.data[node];
                 let commits = commits.get(&chunk.id).map_or(&[][..], Vec::as_slice);
-                if data.rid == Some(*rid) && !data.holds_all(chunk.id, commits) {
+                if self.runs_as(*rid) && !data.holds_all(chunk.id, commits) {
                     return Err(format!("{rid} is in sync of {chunk} and lacks a commit"));
                 }
             }

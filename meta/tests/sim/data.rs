@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hypertide_meta::catalog::{Command, Outcome};
+use hypertide_meta::catalog::{Command, DataNode, Held, Outcome};
 use hypertide_proto::{
     decision::{Fate, chain_after},
     ids::{ChunkId, Csn, Rid, TxnId},
@@ -68,9 +68,21 @@ impl Data {
         self.stop();
     }
 
-    fn put_aside(&mut self) {
+    /// Loses the journal, with all that waits and the last commits of some replicas: `flushed` says how many of the
+    /// last few of one are lost.
+    pub(crate) fn lose_journal(&mut self, mut lost: impl FnMut() -> usize) {
+        self.disk += 1;
         self.pending.clear();
-        self.replicas.clear();
+        for replica in self.replicas.values_mut() {
+            replica.truncate(replica.len().saturating_sub(lost()));
+        }
+        self.stop();
+    }
+
+    /// Puts aside all but these chunks.
+    fn put_aside(&mut self, kept: &BTreeSet<ChunkId>) {
+        self.pending.retain(|(_, chunk), _| kept.contains(chunk));
+        self.replicas.retain(|chunk, _| kept.contains(chunk));
         self.copied.clear();
     }
 
@@ -117,9 +129,15 @@ impl Cluster {
         let Some(rid) = self.enter(node) else {
             return self.after(300, Event::Register(node));
         };
+        let counted = self.catalog.chunks().filter(|chunk| {
+            chunk.in_sync.contains(&rid) || chunk.left.iter().any(|(left, _)| *left == rid)
+        });
+        let kept: BTreeSet<ChunkId> = counted.map(|chunk| chunk.id).collect();
         let data = &mut self.data[node];
         if data.rid != Some(rid) {
-            data.put_aside();
+            self.totals.kept +=
+                kept.iter().filter(|chunk| data.replicas.contains_key(chunk)).count() as u64;
+            data.put_aside(&kept);
         }
         (data.rid, data.serves) = (Some(rid), true);
     }
@@ -129,9 +147,19 @@ impl Cluster {
         let (name, disk) = (format!("d{}", node + 1), Self::disk_id(node, self.data[node].disk));
         let mut rid = self.data[node].rid;
         let known = self.catalog.data_node_named(&name).cloned();
-        if let Some(known) = known.filter(|known| known.disk != disk) {
-            let reset = Command::NodeReset { rid: known.rid, disk };
+        // Also when it did not hear of the number it was given.
+        let replaced =
+            |known: &DataNode| known.disk != disk || rid.is_some_and(|rid| rid != known.rid);
+        if let Some(known) = known.filter(replaced) {
+            let held = self.data[node].replicas.keys().map(|chunk| {
+                let (csn, chain) = self.data[node].point(*chunk);
+                Held { chunk: *chunk, csn, chain }
+            });
+            // One without an identity proves nothing.
+            let held = held.filter(|_| rid.is_some()).collect();
+            let reset = Command::NodeReset { rid: known.rid, disk, held };
             let Ok(Ok(Outcome::Data(data))) = self.propose(access, &reset) else { return None };
+            self.go_on(known.rid, data.rid);
             rid = Some(data.rid);
         }
         let (rpc, http) = (name.clone(), String::new());
@@ -139,6 +167,14 @@ impl Cluster {
         match self.propose(access, &command) {
             Ok(Ok(Outcome::Data(data))) => Some(data.rid),
             _ => None,
+        }
+    }
+
+    /// The disk that held the last commit of some chunks is the same one under its next number.
+    fn go_on(&mut self, old: Rid, new: Rid) {
+        for chunk in self.catalog.chunks().filter(|chunk| chunk.in_sync.contains(&new)) {
+            let held = self.last_in_sync.get_mut(&chunk.id).into_iter().flatten();
+            held.filter(|rid| **rid == old).for_each(|rid| *rid = new);
         }
     }
 

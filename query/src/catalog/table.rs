@@ -15,7 +15,7 @@ use datafusion::{
 };
 use hypertide_meta::{
     Image,
-    catalog::{Chunk, Table},
+    catalog::{Chunk, ChunkState, Table},
 };
 use hypertide_proto::{
     error::{Code, RpcError},
@@ -23,11 +23,12 @@ use hypertide_proto::{
 };
 
 use crate::{
-    Snapshot,
+    Error, Snapshot,
     context::Statement,
     exec::{ChunkScanExec, ScanLeaf, ScanPlan},
     prune,
     route::{Fragment, ScanChunk, route},
+    sql::accept_loss::advice,
 };
 
 /// A hypertable or a reference table.
@@ -52,8 +53,14 @@ impl ImageTable {
         avoided.extend(silent.map(|node| node.id()));
         route(chunks, &avoided).or_else(|_| route(chunks, &BTreeSet::new())).map_err(|error| {
             let message = format_args!("table \"{}\": {error}", self.table.name);
-            let error = RpcError::new(Code::Unavailable, message);
-            DataFusionError::External(Box::new(error))
+            let chunk = self.image.catalog.chunk(error.0);
+            match chunk.filter(|chunk| chunk.state == ChunkState::Damaged) {
+                // No node that comes back changes that by itself.
+                Some(chunk) => Error::of("XX001", message).with_hint(advice(chunk)).into(),
+                None => {
+                    DataFusionError::External(Box::new(RpcError::new(Code::Unavailable, message)))
+                }
+            }
         })
     }
 

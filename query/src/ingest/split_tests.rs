@@ -99,6 +99,7 @@ fn chunk(group: &Group, buckets: u16) -> Chunk {
         rows: 0,
         compressed: None,
         asked: None,
+        lost: Vec::new(),
         created_ms: 0,
     }
 }

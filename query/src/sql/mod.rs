@@ -4,6 +4,7 @@
 //! statement below that. The files from [`civil`] to [`zone`] know PostgreSQL's values as text, both ways; [`binary`]
 //! knows their bytes.
 
+pub(crate) mod accept_loss;
 pub(crate) mod again;
 pub(crate) mod alter_table;
 pub(crate) mod binary;

@@ -9,6 +9,7 @@ use arrow::{
 use datafusion::sql::sqlparser::ast::ObjectName;
 
 use super::{
+    accept_loss,
     call::{Arguments, set_config},
     chunks,
     compression::{self, Change},
@@ -60,6 +61,7 @@ pub(crate) enum Name {
     SetConfig,
     SetRebalancing,
     HypertideCheck,
+    AcceptLoss,
     Health,
 }
 
@@ -74,10 +76,10 @@ struct Signature {
 /// A result of one column, named like the function.
 const NO_COLUMNS: fn() -> Vec<Field> = Vec::new;
 
-const FUNCTIONS: [Signature; 36] = {
+const FUNCTIONS: [Signature; 37] = {
     use Name::{
-        AddCompressionPolicy, AddDataNode, AddRetentionPolicy, AllowNewChunks, AlterDataNode,
-        ApproximateRowCount, AttachDataNode, BlockNewChunks, ChunkCompressionStats,
+        AcceptLoss, AddCompressionPolicy, AddDataNode, AddRetentionPolicy, AllowNewChunks,
+        AlterDataNode, ApproximateRowCount, AttachDataNode, BlockNewChunks, ChunkCompressionStats,
         ChunksDetailedSize, CleanupCopyChunkOperation, CompressChunk, CopyChunk,
         CreateDistributedHypertable, CreateHypertable, DecompressChunk, DeleteDataNode, DeleteJob,
         DetachDataNode, DrainDataNode, DropChunks, Health, HypertableCompressionStats,
@@ -160,6 +162,12 @@ const FUNCTIONS: [Signature; 36] = {
             HypertideCheck,
             replica_check::PARAMETERS,
             replica_check::columns,
+        ),
+        function(
+            "hypertide_accept_loss",
+            AcceptLoss,
+            accept_loss::PARAMETERS,
+            accept_loss::columns,
         ),
         function("health", Health, &[], health::columns),
         function("hypertable_size", HypertableSize, sizes::PARAMETERS, NO_COLUMNS),
@@ -312,6 +320,7 @@ impl Name {
             Self::SetMinInSync => membership::set_min_in_sync(session, frame, &arguments).await,
             Self::CopyChunk => move_chunk::order(session, frame, &arguments, false).await,
             Self::MoveChunk => move_chunk::order(session, frame, &arguments, true).await,
+            Self::AcceptLoss => accept_loss::run(session, frame, &arguments).await,
             Self::CleanupCopyChunkOperation => move_chunk::cleanup(session, &arguments).await,
             Self::ShowChunks => chunks::show(session, frame, &arguments),
             Self::DropChunks => chunks::drop(session, frame, &arguments).await,

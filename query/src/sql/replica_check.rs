@@ -28,7 +28,10 @@ use hypertide_proto::{
     wire::storage::{CheckChunkRequest, PointFound, PointWanted, PointsRequest},
 };
 
-use super::{call::Arguments, move_chunk::find_chunk, parse::regclass, table::find_named};
+use super::{
+    accept_loss::advice, call::Arguments, move_chunk::find_chunk, parse::regclass,
+    table::find_named,
+};
 use crate::{Engine, Error, Session, exec::count_rows, session::Frame};
 
 /// Parameters, in order.
@@ -306,7 +309,7 @@ fn judge<'a>(
     visited: &BTreeMap<NodeId, BTreeMap<ChunkId, Seen>>,
 ) -> Vec<Row<'a>> {
     if chunk.state == ChunkState::Damaged || chunk.in_sync.is_empty() {
-        let wrong = Some("no replica is complete any more".to_owned());
+        let wrong = Some(format!("no replica is complete any more. {}", advice(chunk)));
         let seen = Seen { wrong, ..Seen::default() };
         return vec![Row { table, chunk, rid: None, node: None, seen }];
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use hypertide_meta::{
     Image,
-    catalog::{Chunk, Order, Table},
+    catalog::{Chunk, ChunkState, Order, Table},
 };
 use hypertide_proto::{
     ids::{ChunkId, NodeId, Rid},
@@ -18,6 +18,7 @@ use super::{
     },
     timescale::{hypertables_of, node_names},
 };
+use crate::sql::accept_loss::advice;
 
 /// `timescaledb_experimental.chunk_replication_status`.
 pub(super) fn chunk_replication_status(image: &Image) -> Rows {
@@ -66,6 +67,8 @@ pub(super) fn replicas(image: &Image, status: &StatusReply) -> Rows {
         // Every commit up to this one is there for certain, and whether that is the last one.
         ("csn", BigInt),
         ("complete", Bool),
+        // What a damaged chunk waits for.
+        ("advice", Text),
     ]);
     let wrong: BTreeSet<(u64, Rid)> = status
         .damaged
@@ -88,6 +91,7 @@ pub(super) fn replicas(image: &Image, status: &StatusReply) -> Rows {
                     if damaged { "damaged" } else { state }.into(),
                     csn.into(),
                     (!damaged && csn == chunk.last_csn.0).into(),
+                    (chunk.state == ChunkState::Damaged).then(|| advice(chunk)).into(),
                 ]);
             }
         }

@@ -116,10 +116,10 @@ pub(crate) fn without_own(mut parts: Vec<Arc<Rows>>) -> Result<Vec<Arc<Rows>>, E
         for rows in before.iter_mut().filter(|rows| !rows.batches.is_empty()) {
             let batches = taking.leave_own(rows.batches.clone())?;
             if batches.iter().map(RecordBatch::num_rows).sum::<usize>() as u64 != rows.count() {
-                let Rows { key, hash, .. } = **rows;
+                let Rows { key, epoch, hash, .. } = **rows;
                 // What is left is a copy, and smaller: the memory is counted for no more than what came.
                 let (tombstone, charge) = (None, Charge::default());
-                *rows = Arc::new(Rows { key, hash, batches, tombstone, charge });
+                *rows = Arc::new(Rows { key, epoch, hash, batches, tombstone, charge });
             }
         }
     }

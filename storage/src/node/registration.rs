@@ -1,18 +1,19 @@
 //! How a data node enters the cluster, at its start and whenever the cluster has lost its trust in the disk.
 //!
 //! The node says what its disk holds of every chunk. An answer with the incarnation it had means that the disk missed
-//! nothing it answered for. Any other incarnation means that nothing on the disk counts any more: it was empty, rolled
-//! back to an earlier state, or is suspect. Its chunks are put aside then, before the identity changes, so that a stop in
-//! between repeats it.
+//! nothing it answered for. Any other incarnation means that the disk was empty, rolled back to an earlier state, or is
+//! suspect: of it counts only what it proved to hold whole, and the answer names those chunks. All others are put aside,
+//! before the identity changes, so that a stop in between repeats it.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use hypertide_proto::{
     error::Code,
-    ids::{ClusterId, Csn, Rid},
+    ids::{ChunkId, ClusterId, Csn, Rid},
     wire,
 };
 
@@ -47,7 +48,8 @@ impl DataNode {
                 return Err(Error::Identity(text));
             }
             if member.rid != rid {
-                self.put_aside(member.rid, rid, Csn(reply.csn)).await?;
+                let kept = reply.kept.iter().copied().map(ChunkId).collect();
+                self.put_aside((member.rid, rid), Csn(reply.csn), kept).await?;
             }
         }
         let access: Vec<String> = reply.access.into_iter().map(|member| member.rpc).collect();
@@ -88,12 +90,20 @@ impl DataNode {
         }
     }
 
-    /// Takes all chunks out of use: they were written under another incarnation.
-    async fn put_aside(&self, old: Rid, new: Rid, csn: Csn) -> Result<(), Error> {
-        tracing::warn!("this disk was {old} and is {new} now: its chunks are put aside");
+    /// Takes out of use what was written under another incarnation, but for the chunks that were proven to be whole.
+    async fn put_aside(
+        &self,
+        (old, new): (Rid, Rid),
+        csn: Csn,
+        kept: BTreeSet<ChunkId>,
+    ) -> Result<(), Error> {
+        tracing::warn!(
+            "this disk was {old} and is {new} now: it keeps {} chunks, and the others are put aside",
+            kept.len()
+        );
         let store = Arc::clone(&self.store);
-        let done =
-            tokio::task::spawn_blocking(move || store.put_aside(&old.to_string(), csn)).await;
+        let work = move || store.put_aside(&old.to_string(), csn, &kept);
+        let done = tokio::task::spawn_blocking(work).await;
         let (chunks, place) = done.map_err(|error| Error::Disk {
             action: "put the chunks of an earlier incarnation aside".into(),
             source: error.into(),

@@ -63,6 +63,8 @@ pub(crate) struct CatchUp {
     pub(crate) limit: Option<Duration>,
     /// Zero for as fast as it goes.
     pub(crate) bytes_per_second: u64,
+    /// Commits that were given up: after the first, up to the second.
+    pub(crate) lost: Vec<(Csn, Csn)>,
 }
 
 /// How far a replica is afterwards.
@@ -259,9 +261,12 @@ impl DataNode {
 
     async fn copy_in(&self, request: &CatchUp, deadline: Instant) -> Result<CaughtUp, RpcError> {
         let chunk = request.spec.chunk;
-        let store = Arc::clone(self.store());
-        let back = tokio::task::spawn_blocking(move || store.take_back(chunk)).await;
-        back.map_err(|error| RpcError::new(Code::Internal, error))??;
+        let (store, lost) = (Arc::clone(self.store()), request.lost.clone());
+        let back = tokio::task::spawn_blocking(move || {
+            store.take_back(chunk)?;
+            store.give_up(chunk, &lost)
+        });
+        back.await.map_err(|error| RpcError::new(Code::Internal, error))??;
         let mut sum = CaughtUp::default();
         for _ in 0..ATTEMPTS {
             let standing = self.store().standing(chunk);

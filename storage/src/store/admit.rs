@@ -64,7 +64,7 @@ pub(super) fn decode_part(
         let said = header.rows;
         return Err(Error::Invalid(format!("{key} holds {rows} rows instead of {said}")));
     }
-    Ok(Rows { key, hash: header.hash, batches, tombstone, charge })
+    Ok(Rows { key, epoch: header.epoch, hash: header.hash, batches, tombstone, charge })
 }
 
 impl Inner {

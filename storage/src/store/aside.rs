@@ -1,6 +1,7 @@
 //! Putting chunks aside: out of use at once and for good, and still there for whoever wants to look into them.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{PoisonError, atomic::Ordering},
 };
@@ -18,10 +19,21 @@ use crate::{Error, tables::Identity};
 const ASIDE: &str = "aside";
 
 impl ChunkStore {
-    /// Forgets all chunks and everything pending, and moves the files to a directory of the name given; how many there
-    /// were, and where they are. Scans at snapshots before `at` are refused from now on: they may be meant for what was
-    /// here. Idempotent. Blocking.
-    pub(crate) fn put_aside(&self, name: &str, at: Csn) -> Result<(usize, PathBuf), Error> {
+    /// Forgets all chunks but those that are kept, with everything pending in them, and moves their files to a directory
+    /// of the name given; how many there were, and where they are. Scans of them at snapshots before `at` are refused
+    /// from now on: they may be meant for what was here. Idempotent. Blocking.
+    ///
+    /// NOTE: Parts that are pending in a kept chunk stay. Their acknowledgements named the incarnation before and count no
+    /// more; a coordinator that goes on prepares them again, and the same bytes are acknowledged under the next one.
+    /// Where the chunk is kept since it is whole, none of them can be of a commit that the catalog has in it, since all of
+    /// those are applied here: the answer about it removes the part, be it that it was aborted or that its transaction is
+    /// long over. Where it is kept for what is left of it, such a part may be of a commit that would be lost without it.
+    pub(crate) fn put_aside(
+        &self,
+        name: &str,
+        at: Csn,
+        kept: &BTreeSet<ChunkId>,
+    ) -> Result<(usize, PathBuf), Error> {
         let inner = &self.inner;
         inner.check_open()?;
         // What is committed and in memory only would be lost with the journal.
@@ -32,7 +44,8 @@ impl ChunkStore {
         inner.check_open()?;
         let noted = |error: &Error| inner.note_failure(error);
         inner.node.raise_horizon(at).inspect_err(noted)?;
-        let manifests = inner.node.manifests();
+        let mut manifests = inner.node.manifests();
+        manifests.retain(|chunk, _| !kept.contains(chunk));
         let place = inner.config.dir.join(ASIDE).join(name);
         if !manifests.is_empty() {
             make_place(inner.disk.as_ref(), (&inner.config.dir, &place))?;
@@ -41,13 +54,13 @@ impl ChunkStore {
             inner.files.put_aside(*chunk, &place)?;
         }
         let removed = inner.node.removals().chunks;
-        let gone = manifests.keys().chain(removed.keys());
+        let gone = manifests.keys().chain(removed.keys().filter(|chunk| !kept.contains(chunk)));
         let gone: Vec<(ChunkId, _)> = gone.map(|chunk| (*chunk, None)).collect();
         inner.node.save_manifests(&gone).inspect_err(noted)?;
         let removed = {
             let mut replicas = inner.replicas();
-            let known: Vec<ChunkId> = replicas.chunks();
-            let gone = known.into_iter().flat_map(|chunk| flush::released(replicas.remove(chunk)));
+            let known = replicas.chunks().into_iter().filter(|chunk| !kept.contains(chunk));
+            let gone = known.flat_map(|chunk| flush::released(replicas.remove(chunk)));
             let gone = gone.collect();
             // Under the lock: nothing that comes from now on is ahead of it in the queue.
             inner.journal.submit(gone)

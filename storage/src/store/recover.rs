@@ -5,7 +5,7 @@
 //!    directory another disk.
 //! 3. What chunk files hold is taken from the manifest. Only files of chunks that are in the journal are opened, and
 //!    those that the manifest says so of: only they can be ahead of it, by a flush or by commits from another replica
-//!    whose manifest was not written any more.
+//!    whose manifest was not written any more. Without the journal, that may be any of them.
 //! 4. Parts become pending, those with a decision committed; what the files hold already leaves the journal.
 
 use std::{
@@ -70,7 +70,10 @@ pub(super) fn open(
     let decisions: Vec<Decision> =
         std::mem::take(&mut recovered.decisions).into_iter().map(decision).collect();
     let whole = recovered.damaged.is_empty();
-    restore_files(&mut replicas, &files, (&node, &recovered))?;
+    // Which files are ahead of the manifest, a journal that is lost cannot tell: every one is asked, so that the cluster
+    // hears of all that is here.
+    let busy = (!renewed).then(|| recovered.parts.iter().map(|(key, ..)| key.chunk).collect());
+    restore_files(&mut replicas, &files, &node, busy)?;
     let changes = replay(&mut replicas, (recovered, &decisions), &memory);
     for (chunk, csn) in node.removals().chunks {
         // How long ago that was is not known here: it stays as if it had been now.
@@ -186,16 +189,17 @@ fn audit(replicas: &mut Replicas, files: &Files, node: &NodeFile) -> Result<(), 
     Ok(())
 }
 
-/// Takes in what chunk files hold.
+/// Takes in what chunk files hold. `busy` are the chunks that the journal has parts of; `None` when that is not known.
 fn restore_files(
     replicas: &mut Replicas,
     files: &Files,
-    (node, recovered): (&NodeFile, &Recovered),
+    node: &NodeFile,
+    busy: Option<BTreeSet<ChunkId>>,
 ) -> Result<(), Error> {
-    let busy: BTreeSet<ChunkId> = recovered.parts.iter().map(|(key, ..)| key.chunk).collect();
     for (chunk, manifest) in node.manifests() {
         replicas.restore(chunk, stored(&manifest));
-        if !busy.contains(&chunk) && !manifest.ahead {
+        let busy = busy.as_ref().is_none_or(|busy| busy.contains(&chunk));
+        if !busy && !manifest.ahead {
             continue;
         }
         match files.get(node, chunk) {

@@ -93,10 +93,15 @@ impl Inner {
             false => (self.config.version_age, self.leases.oldest(now)),
         };
         let unneeded = self.replicas().unneeded(age, held, now);
+        self.unlink(&unneeded)
+    }
+
+    /// Unlinks replicas, for one who holds the right to write. Snapshots before those given are not read here any more.
+    pub(super) fn unlink(&self, unneeded: &[(ChunkId, Csn)]) -> Result<(), Error> {
         let Some(horizon) = unneeded.iter().map(|(_, csn)| *csn).max() else { return Ok(()) };
         let noted = |error: &Error| self.note_failure(error);
         self.node.raise_horizon(horizon).inspect_err(noted)?;
-        for (chunk, _) in &unneeded {
+        for (chunk, _) in unneeded {
             let mut replicas = self.replicas();
             let gone = flush::released(replicas.remove(*chunk)).collect();
             // Under the lock: no part that comes from now on is ahead of it in the queue.

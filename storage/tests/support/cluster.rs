@@ -44,6 +44,8 @@ pub struct Script {
     pub decisions: Vec<types::Decision>,
     pub dropped: Vec<u64>,
     pub refusal: Option<String>,
+    /// Chunks that a disk under a new incarnation is to keep.
+    pub kept: Vec<u64>,
     /// Disks that registered. Nodes are numbered from 3 on.
     pub rids: BTreeMap<Vec<u8>, Rid>,
 }
@@ -140,6 +142,7 @@ impl Meta for Access {
                 name,
                 access,
                 csn: 100,
+                kept: script.kept.clone(),
             }))
         })
     }

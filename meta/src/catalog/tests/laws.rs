@@ -17,8 +17,8 @@ use proptest::{collection::vec, option, prelude::*};
 use super::Kept;
 use crate::{
     catalog::{
-        Block, Changes, Command, CommitPart, CommitRecord, Detach, Held, HypertableSpec, Order,
-        Outcome, Rule, TableKind, apply::Step, retention::SETTLED_KEPT_MS,
+        Block, Changes, Command, CommitPart, CommitRecord, DataNode, Detach, Held, HypertableSpec,
+        Order, Outcome, Rule, TableKind, apply::Step, retention::SETTLED_KEPT_MS,
     },
     placement,
 };
@@ -117,6 +117,7 @@ fn nodes() -> impl Strategy<Value = Command> {
     let reset = disk.prop_map(|(node, incarnation, disk)| Command::NodeReset {
         rid: Rid { node: NodeId(node), incarnation: Incarnation(incarnation) },
         disk: DiskId([disk; 16]),
+        held: Vec::new(),
     });
     let block = (1u64..5, option::of(table()), any::<bool>(), any::<bool>());
     let block = block.prop_map(|(node, table, block, force)| {
@@ -185,7 +186,7 @@ pub(super) fn draft() -> impl Strategy<Value = Draft> {
         6 => whole.prop_map(Draft::Whole),
         6 => commit,
         3 => (1u64..5).prop_map(Draft::CatchUp),
-        8 => (0u8..9, 1u64..16, 1u64..5).prop_map(|(way, chunk, node)| Draft::Replica(way, chunk, node)),
+        8 => (0u8..12, 1u64..16, 1u64..5).prop_map(|(way, chunk, node)| Draft::Replica(way, chunk, node)),
         1 => (0..SETTLED_KEPT_MS).prop_map(Draft::Wait),
     ]
 }
@@ -233,7 +234,7 @@ pub(super) fn finish(draft: &Draft, kept: &mut Kept) -> Option<Command> {
 /// A change of a chunk's replicas, with the proof that a replica would have.
 fn replica(way: u8, id: ChunkId, node: u64, kept: &Kept) -> Option<Command> {
     let chunk = kept.catalog.chunk(id)?;
-    let rid = kept.catalog.data_node(NodeId(node))?.rid;
+    let &DataNode { rid, disk, .. } = kept.catalog.data_node(NodeId(node))?;
     let end = Held { chunk: id, csn: chunk.last_csn, chain: chunk.chain };
     let joiner = chunk.joining.iter().find(|joiner| joiner.rid == rid);
     let start = joiner.map(|at| Held { chunk: id, csn: at.csn, chain: at.chain });
@@ -244,6 +245,16 @@ fn replica(way: u8, id: ChunkId, node: u64, kept: &Kept) -> Option<Command> {
         5 => Command::FinishJoin { rid, held: start.unwrap_or(end) },
         6 => Command::DropJoin { chunk: id, rid },
         7 => Command::RemoveReplica { chunk: id, rid },
+        8 => Command::NodeReset { rid, disk, held: vec![end] },
+        // It lost its last commit.
+        9 => {
+            let csn = Csn(end.csn.0.saturating_sub(1));
+            Command::NodeReset { rid, disk, held: vec![Held { csn, ..end }] }
+        }
+        10 => {
+            let csn = chunk.left.iter().find(|left| left.0 == rid)?.1;
+            Command::AcceptLoss { rid, held: Held { csn, ..end }, rows: 1 }
+        }
         _ => Command::Seal { chunk: id, epoch: chunk.epoch },
     })
 }
@@ -352,6 +363,10 @@ proptest! {
             let Some(command) = finish(draft, &mut kept) else { continue };
             if let Command::FinishJoin { held, .. } = &command {
                 refetched.extend(commits.iter().map(|(_, csn, _)| (held.chunk, *csn)).filter(|at| at.1 <= held.csn));
+            }
+            if let Command::AcceptLoss { held, .. } = &command {
+                // What is given up is asked for no more.
+                refetched.extend(commits.iter().map(|(_, csn, _)| (held.chunk, *csn)));
             }
             if let Command::Return { held, .. } = &command {
                 let all = held.iter().flat_map(|held| commits.iter().map(|(_, csn, _)| (held.chunk, *csn)));

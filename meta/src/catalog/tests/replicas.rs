@@ -21,6 +21,17 @@ impl Script {
         let (csn, chain) = at.map_or((chunk.last_csn, chunk.chain), |at| (at.csn, at.chain));
         Ok(Held { chunk: chunk.id, csn, chain })
     }
+
+    /// What a disk says it holds: chunks to their last commit, and `chunk=csn` for what is not the truth.
+    fn said(&self, chunks: &[&str], line: &Line) -> Answer<Vec<Held>> {
+        let mut held: Vec<Held> =
+            chunks.iter().map(|text| self.held(text, None)).collect::<Answer<_>>()?;
+        let others = line.args.iter().filter_map(key_value).filter(|(key, _)| *key != "disk");
+        for (text, csn) in others {
+            held.push(Held { csn: Csn(csn.parse()?), ..self.held(text, None)? });
+        }
+        Ok(held)
+    }
 }
 
 /// The command of a line; `None` when its name is another's.
@@ -37,13 +48,7 @@ pub(super) fn command(
             Command::Shrink { rid: rid(from)?, chunks }
         }
         ("return", [from, chunks @ ..]) => {
-            let mut held: Vec<Held> =
-                chunks.iter().map(|text| script.held(text, None)).collect::<Answer<_>>()?;
-            // What it says it holds, when that is not the truth.
-            for (text, csn) in line.args.iter().filter_map(key_value) {
-                held.push(Held { csn: Csn(csn.parse()?), ..script.held(text, None)? });
-            }
-            Command::Return { rid: rid(from)?, held }
+            Command::Return { rid: rid(from)?, held: script.said(chunks, line)? }
         }
         ("start_join", [text, from]) => Command::StartJoin { chunk: chunk(text)?, rid: rid(from)? },
         ("drop_join", [text, from]) => Command::DropJoin { chunk: chunk(text)?, rid: rid(from)? },
@@ -56,12 +61,20 @@ pub(super) fn command(
         ("remove_replica", [text, from]) => {
             Command::RemoveReplica { chunk: chunk(text)?, rid: rid(from)? }
         }
+        ("accept_loss", [text, from]) => {
+            let mut held = script.held(text, None)?;
+            let csn = args.take_key("csn").map(str::parse).transpose()?;
+            held.csn = csn.map_or(held.csn, Csn);
+            let rows = args.take_key("rows").map_or(Ok(0), str::parse)?;
+            Command::AcceptLoss { rid: rid(from)?, held, rows }
+        }
         ("seal", [text, epoch]) => {
             Command::Seal { chunk: chunk(text)?, epoch: Epoch(id(epoch, "e")?) }
         }
-        ("reset", [from]) => {
+        ("reset", [from, chunks @ ..]) => {
             let disk = args.take_key("disk").ok_or("a disk")?;
-            Command::NodeReset { rid: rid(from)?, disk: DiskId([disk.parse()?; 16]) }
+            let held = script.said(chunks, line)?;
+            Command::NodeReset { rid: rid(from)?, disk: DiskId([disk.parse()?; 16]), held }
         }
         ("health", [from, health]) => {
             let health = match *health {
