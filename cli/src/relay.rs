@@ -12,7 +12,7 @@ use axum::{
     response::Response,
 };
 use hypertide_meta::{CatalogWriter as _, MetaNode};
-use hypertide_proto::{client::Channels, link::RELAY_HEADER};
+use hypertide_proto::client::{Channels, RELAY_HEADER};
 use tonic::{Status, codegen::Service as _, service::Routes};
 
 /// What calls are passed on by.

@@ -10,13 +10,17 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     error::{Code, Retry, RpcError},
-    link::{Link, Relays, Way},
     wire::{
         meta::{meta_client::MetaClient, raft_client::RaftClient},
         query::fragments_client::FragmentsClient,
         storage::storage_client::StorageClient,
     },
 };
+
+mod link;
+
+pub use link::{Link, RELAY_HEADER};
+use link::{Relays, Way};
 
 /// Largest message that any node sends or takes; a prepare or a batch of rows stays well below.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;

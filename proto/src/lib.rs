@@ -11,7 +11,6 @@ pub mod client;
 pub mod decision;
 pub mod error;
 pub mod ids;
-pub mod link;
 pub mod partition;
 #[cfg(feature = "planted_bugs")]
 pub mod planted;

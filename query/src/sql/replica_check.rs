@@ -259,7 +259,7 @@ impl Visit {
 }
 
 type StorageClient =
-    hypertide_proto::wire::storage::storage_client::StorageClient<hypertide_proto::link::Link>;
+    hypertide_proto::wire::storage::storage_client::StorageClient<hypertide_proto::client::Link>;
 
 fn silent() -> RpcError {
     RpcError::new(Code::Unavailable, "the node does not answer")

@@ -25,7 +25,7 @@ use tonic::{
     transport::{Channel, Error},
 };
 
-use crate::client::Channels;
+use super::Channels;
 
 /// Names the data node that a call is for, when it is sent to an access node.
 pub const RELAY_HEADER: &str = "hypertide-relay";
