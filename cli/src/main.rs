@@ -1,6 +1,6 @@
 //! The binary `hypertide`: one verb a file, over the crates that do the work.
 //!
-//! - Servers: [`access`], [`data`] and [`dev`] compose what [`serve`] binds and runs.
+//! - Servers: [`access`], [`data`] and [`dev`] compose what [`serve`] binds and runs; [`mod@relay`] passes calls on.
 //! - Local clusters of real processes: [`cluster`], over [`process`] and [`endpoints`].
 //! - Clients: [`sql`], [`load`], [`backup`], [`mod@bench`], and what operators do: [`node`], [`chunk`], [`rebalance`],
 //!   [`catalog`].

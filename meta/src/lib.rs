@@ -6,6 +6,8 @@
 //! the node waits until its own catalog has that much, and reads an [`Image`]. `fleet` remembers what data nodes report,
 //! `enter` judges the disk of one that comes, and at the leader [`reconcile`] takes care of data nodes and replicas.
 //! `rpc` serves all of it, [`init_cluster`] forms a group out of empty nodes, and `members` adds and removes access nodes.
+//! Data nodes are given `definitions` to keep; when a majority of the group is lost for good, [`catalog::rebuild`] makes the
+//! catalog anew from those, from the chunks, and from each [`survivor`], and [`found`] puts it into a new directory.
 //!
 //! Invariants:
 //! - The catalog changes only by [`catalog::Catalog::apply`], and a refusal is an answer.

@@ -3,7 +3,8 @@
 //! Rows come as parts of transactions ([`batch`]), are journaled (`journal`) and wait in memory (`chunk`) for the log's
 //! decision. Committed rows are seen by scans (`scan`) at once, and are flushed to segments ([`segment`]) in one redb
 //! file a chunk (`store`), which `compact` keeps few. `node` registers the store with a cluster, keeps it informed,
-//! serves it (`rpc`), and brings replicas up from those of other nodes (`store/transfer`).
+//! serves it (`rpc`), and brings replicas up from those of other nodes (`store/transfer`). [`Remains`] reads a directory
+//! without a node, when the catalog is to be made anew.
 //!
 //! - What was answered is on disk; what is on disk survives the process, whenever it ends.
 //! - Every byte that is read back is verified first. Damage stays with the chunk it is found in.
