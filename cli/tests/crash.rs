@@ -401,6 +401,18 @@ async fn with_one_replica_a_damaged_journal_is_a_loss_that_is_told() {
     copy(&client, 4).await.expect("rows are taken in");
 }
 
+/// Puts a row into a chunk whose other rows are flushed.
+const ONE_MORE: &str = "INSERT INTO events VALUES ('2026-01-02 00:00:00+00', 'source 1', 4, 0)";
+
+/// Writes three statements and flushes them; gives the number of rows.
+async fn flush_three(client: &Client) -> i64 {
+    for statement in 1..=3 {
+        copy(client, statement).await.expect("the cluster is whole");
+    }
+    flush(client).await;
+    count(client, "true").await.expect("the cluster is whole")
+}
+
 /// The SQLSTATE that a statement about all rows is refused with, in words that name the way out.
 async fn refusal(client: &Client) -> String {
     let refused = count(client, "true").await.expect_err("a row is gone");
@@ -415,15 +427,11 @@ async fn with_one_replica_a_damaged_journal_loses_only_chunks_with_rows_in_it() 
     let cluster = Cluster::start(1, 2);
     prepare(&cluster).await;
     let client = cluster.connect("a1").await;
-    for statement in 1..=3 {
-        copy(&client, statement).await.expect("the cluster is whole");
-    }
-    flush(&client).await;
+    flush_three(&client).await;
     let others = "time >= '2026-01-15'";
     let before = count(&client, others).await.expect("the cluster is whole");
     assert!(before > 0, "there are rows in other chunks");
-    let insert = "INSERT INTO events VALUES ('2026-01-02 00:00:00+00', 'source 1', 4, 0)";
-    client.batch_execute(insert).await.expect("the cluster is whole");
+    client.batch_execute(ONE_MORE).await.expect("the cluster is whole");
     let (chunk, node) = last_written(&client).await;
     tokio::task::block_in_place(|| {
         harm_journal(&cluster, &node, |bytes| bytes.clear());
@@ -444,13 +452,8 @@ async fn an_operator_gives_up_what_a_damaged_chunk_lost() {
     let cluster = Cluster::start(1, 2);
     prepare(&cluster).await;
     let client = cluster.connect("a1").await;
-    for statement in 1..=3 {
-        copy(&client, statement).await.expect("the cluster is whole");
-    }
-    flush(&client).await;
-    let before = count(&client, "true").await.expect("the cluster is whole");
-    let insert = "INSERT INTO events VALUES ('2026-01-02 00:00:00+00', 'source 1', 4, 0)";
-    client.batch_execute(insert).await.expect("the cluster is whole");
+    let before = flush_three(&client).await;
+    client.batch_execute(ONE_MORE).await.expect("the cluster is whole");
     let (chunk, node) = last_written(&client).await;
     let whole = cluster.run(&["chunk", "accept-loss", &chunk]);
     assert!(!whole.status.success() && text(&whole.stderr).contains("not damaged"), "{whole:?}");
@@ -475,7 +478,7 @@ async fn an_operator_gives_up_what_a_damaged_chunk_lost() {
     assert!(done.status.success() && text(&done.stdout).contains("are lost"), "{done:?}");
     // What was flushed is read, on it goes in a new generation, and it all lasts.
     assert_eq!(count(&client, "true").await.expect("it is read again"), before);
-    client.batch_execute(insert).await.expect("rows are taken in");
+    client.batch_execute(ONE_MORE).await.expect("rows are taken in");
     assert_eq!(count(&client, "true").await.expect("it is read again"), before + 1);
     assert_ne!(last_written(&client).await.0, chunk, "it takes no rows itself");
     tokio::task::block_in_place(|| {
@@ -493,13 +496,8 @@ async fn other_replicas_are_made_anew_from_the_one_that_is_taken() {
     let cluster = Cluster::start(1, 3);
     prepare_replicated(&cluster, 2).await;
     let client = cluster.connect("a1").await;
-    for statement in 1..=3 {
-        copy(&client, statement).await.expect("the cluster is whole");
-    }
-    flush(&client).await;
-    let before = count(&client, "true").await.expect("the cluster is whole");
-    let insert = "INSERT INTO events VALUES ('2026-01-02 00:00:00+00', 'source 1', 4, 0)";
-    client.batch_execute(insert).await.expect("the cluster is whole");
+    let before = flush_three(&client).await;
+    client.batch_execute(ONE_MORE).await.expect("the cluster is whole");
     let (chunk, _) = last_written(&client).await;
     let sql = "SELECT node_name FROM hypertide.replicas WHERE chunk_name = $1";
     let nodes = client.query(sql, &[&chunk]).await.expect("it is listed");

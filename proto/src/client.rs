@@ -39,6 +39,15 @@ pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
 const RETRY_DELAY_MAX: Duration = Duration::from_millis(500);
 
+/// A client for messages of the size that nodes send.
+macro_rules! sized {
+    ($client:expr) => {
+        $client
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    };
+}
+
 /// Channels by address, made on first use. Making one does not connect, and cloning one is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Channels {
@@ -85,42 +94,27 @@ impl Channels {
 
     /// Client of an access node's catalog service.
     pub fn meta(&self, address: &str) -> Result<MetaClient<Channel>, RpcError> {
-        let client = MetaClient::new(self.get(address)?);
-        Ok(client
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        Ok(sized!(MetaClient::new(self.get(address)?)))
     }
 
     /// Client of an access node's Raft service.
     pub fn raft(&self, address: &str) -> Result<RaftClient<Channel>, RpcError> {
-        let client = RaftClient::new(self.get(address)?);
-        Ok(client
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        Ok(sized!(RaftClient::new(self.get(address)?)))
     }
 
     /// Client of a data node's commit and administration service.
     pub fn storage(&self, address: &str) -> Result<StorageClient<Channel>, RpcError> {
-        let client = StorageClient::new(self.get(address)?);
-        Ok(client
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        Ok(sized!(StorageClient::new(self.get(address)?)))
     }
 
     /// As [`Channels::storage`], by a [`Link`].
     pub fn linked_storage(&self, address: &str) -> Result<StorageClient<Link>, RpcError> {
-        let client = StorageClient::new(self.link(address)?);
-        Ok(client
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        Ok(sized!(StorageClient::new(self.link(address)?)))
     }
 
     /// Client of a data node's fragment service, by a [`Link`].
     pub fn fragments(&self, address: &str) -> Result<FragmentsClient<Link>, RpcError> {
-        let client = FragmentsClient::new(self.link(address)?);
-        Ok(client
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        Ok(sized!(FragmentsClient::new(self.link(address)?)))
     }
 }
 

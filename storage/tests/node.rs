@@ -1,7 +1,11 @@
 //! A data node over real gRPC against access nodes that are scripted.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hypertide_proto::{
     client::Channels,
@@ -267,11 +271,9 @@ async fn a_node_whose_journal_is_lost_registers_as_another_disk() {
     node.shutdown().await;
 }
 
-#[tokio::test]
-async fn a_disk_under_a_new_incarnation_keeps_what_it_proved_to_hold() {
-    let dir = tempfile::tempdir().unwrap();
-    let access = access_node().await;
-    let (node, _) = data_node(dir.path(), "d3", &[&access]).await;
+/// A node with flushed rows in chunk 5 up to the commit 70, and in chunk 6 up to 80.
+async fn node_with_two_chunks(dir: &Path, access: &Access) -> Arc<DataNode> {
+    let (node, _) = data_node(dir, "d3", &[access]).await;
     node.ready().await.unwrap();
     for (seq, chunk, csn) in [(1, 5, 70), (2, 6, 80)] {
         let parts = vec![part(chunk, 0, &rows_of(seq, 20))];
@@ -279,6 +281,14 @@ async fn a_disk_under_a_new_incarnation_keeps_what_it_proved_to_hold() {
         node.store().decide(&[commit(seq as u64, csn, &[(chunk, 0)])]).unwrap();
     }
     node.store().flush(&[]).unwrap();
+    node
+}
+
+#[tokio::test]
+async fn a_disk_under_a_new_incarnation_keeps_what_it_proved_to_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let access = access_node().await;
+    let node = node_with_two_chunks(dir.path(), &access).await;
     for (seq, chunk) in [(3, 5), (4, 6)] {
         let parts = vec![part(chunk, 0, &rows_of(seq, 20))];
         node.store().prepare(txn(seq as u64), parts).await.unwrap();
@@ -327,14 +337,7 @@ async fn a_disk_under_a_new_incarnation_keeps_what_it_proved_to_hold() {
 async fn a_node_whose_journal_is_lost_tells_what_its_files_hold() {
     let dir = tempfile::tempdir().unwrap();
     let access = access_node().await;
-    let (node, _) = data_node(dir.path(), "d3", &[&access]).await;
-    node.ready().await.unwrap();
-    for (seq, chunk, csn) in [(1, 5, 70), (2, 6, 80)] {
-        let parts = vec![part(chunk, 0, &rows_of(seq, 20))];
-        node.store().prepare(txn(seq as u64), parts).await.unwrap();
-        node.store().decide(&[commit(seq as u64, csn, &[(chunk, 0)])]).unwrap();
-    }
-    node.store().flush(&[]).unwrap();
+    let node = node_with_two_chunks(dir.path(), &access).await;
     let before = node.store().report(&[]);
     node.store().prepare(txn(3), vec![part(6, 0, &rows_of(3, 20))]).await.unwrap();
     node.store().decide(&[commit(3, 90, &[(6, 80)])]).unwrap();

@@ -35,6 +35,24 @@ pub struct DataNode {
     pub health_since_ms: u64,
 }
 
+impl DataNode {
+    /// A node that was up at a log time, and whose addresses are not known yet.
+    pub(crate) fn new((rid, disk): (Rid, DiskId), name: String, at_ms: u64) -> Self {
+        Self {
+            rid,
+            name,
+            disk,
+            rpc: String::new(),
+            http: String::new(),
+            block_new_chunks: false,
+            draining: false,
+            unavailable: false,
+            health: Health::Up,
+            health_since_ms: at_ms,
+        }
+    }
+}
+
 /// What the leader's failure detector thinks of a data node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Health {
@@ -151,18 +169,8 @@ impl Catalog {
         let id = self.counters.node.next();
         let name = if name.is_empty() { self.free_name() } else { name.to_owned() };
         self.counters.node = id;
-        let node = DataNode {
-            rid: Rid { node: id, incarnation: Incarnation(1) },
-            name,
-            disk,
-            rpc: String::new(),
-            http: String::new(),
-            block_new_chunks: false,
-            draining: false,
-            unavailable: false,
-            health: Health::Up,
-            health_since_ms: step.at_ms,
-        };
+        let rid = Rid { node: id, incarnation: Incarnation(1) };
+        let node = DataNode::new((rid, disk), name, step.at_ms);
         let all: Vec<NodeId> = self.data_nodes.keys().copied().collect();
         let outcome = self.put_arrival(node, arrival, step);
         self.attach_everywhere(id, &all, step);

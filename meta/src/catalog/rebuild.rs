@@ -18,8 +18,8 @@ use hypertide_proto::{
 };
 
 use super::{
-    Asked, Catalog, Chunk, ChunkOrigin, ChunkState, Compressed, DataNode, Health, Table, TableKind,
-    Tail, index::Index,
+    Asked, Catalog, Chunk, ChunkOrigin, ChunkState, Compressed, DataNode, Table, TableKind, Tail,
+    index::Index,
 };
 
 /// Boots, chunk ids and places in the log that the lost access nodes may have given since anything was heard of them.
@@ -183,7 +183,7 @@ pub fn rebuild(
 ) -> Result<Rebuilt, Refusal> {
     let known = left.iter().max_by_key(|left| left.index);
     let (mut catalog, seen) = defined(nodes, known)?;
-    let mut findings = take_nodes(&mut catalog, nodes, &terms.without)?;
+    let mut findings = take_nodes(&mut catalog, nodes, (&terms.without, terms.now_ms))?;
     fence(&mut catalog, terms.access)?;
     let (mut replicas, unknown) = by_chunk(&catalog, nodes);
     if let Some(known) = known {
@@ -246,7 +246,7 @@ fn defined(
 fn take_nodes(
     catalog: &mut Catalog,
     nodes: &[NodeRemains],
-    without: &BTreeSet<String>,
+    (without, now_ms): (&BTreeSet<String>, u64),
 ) -> Result<Vec<Finding>, Refusal> {
     let mut here = BTreeSet::new();
     for node in nodes {
@@ -256,18 +256,7 @@ fn take_nodes(
         if without.contains(&node.name) {
             return Err(Refusal::NotLost(node.name.clone()));
         }
-        let fresh = || DataNode {
-            rid: node.rid,
-            name: node.name.clone(),
-            disk: node.disk,
-            rpc: String::new(),
-            http: String::new(),
-            block_new_chunks: false,
-            draining: false,
-            unavailable: false,
-            health: Health::Up,
-            health_since_ms: 0,
-        };
+        let fresh = || DataNode::new((node.rid, node.disk), node.name.clone(), now_ms);
         let row = catalog.data_nodes.entry(node.rid.node).or_insert_with(fresh);
         (row.rid, row.disk) = (node.rid, node.disk);
         catalog.counters.node = catalog.counters.node.max(node.rid.node);
