@@ -80,11 +80,18 @@ impl Channels {
     /// The channel to the data node at `address`, that goes through another access node while the direct way is broken.
     pub fn link(&self, address: &str) -> Result<Link, RpcError> {
         let direct = self.get(address)?;
-        let way = {
-            let mut ways = self.ways.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            Arc::clone(ways.entry(address.to_owned()).or_insert_with(|| Way::to(address)))
-        };
-        Ok(Link::new(direct, way, self.relays.clone(), self.clone()))
+        Ok(Link::new(direct, self.way(address), self.relays.clone(), self.clone()))
+    }
+
+    fn way(&self, address: &str) -> Arc<Way> {
+        let mut ways = self.ways.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Arc::clone(ways.entry(address.to_owned()).or_insert_with(|| Way::to(address)))
+    }
+
+    /// Whether links to the data node at `address` go through another access node now.
+    #[must_use]
+    pub fn goes_around(&self, address: &str) -> bool {
+        self.way(address).is_broken()
     }
 
     /// Other access nodes, which pass calls on to data nodes that cannot be reached from here.

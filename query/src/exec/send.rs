@@ -65,12 +65,7 @@ pub(super) async fn send(
     let node = image.catalog.data_node(fragment.node).ok_or_else(|| {
         RpcError::new(Code::NotFound, format_args!("data node {} is gone", fragment.node))
     })?;
-    let mut client = statement.channels.fragments(&node.rpc)?;
-    let request = request(statement, plan)?;
-    let answer = tokio::time::timeout_at(deadline, client.execute(request));
-    let answer = answer.await.map_err(|_| out_of_time())?;
-    let messages = answer.map_err(RpcError::from)?.into_inner();
-    let messages = messages_until(messages, deadline);
+    let messages = messages_until(open(statement, &node.rpc, plan, deadline).await?, deadline);
     let mut report = NodeReport::default();
     let data = messages.filter_map(move |message| {
         let data = message.map_err(|status| FlightError::Tonic(Box::new(status))).map(|message| {
@@ -88,6 +83,27 @@ pub(super) async fn send(
     });
     let rows = FlightRecordBatchStream::new_from_flight_data(data.boxed());
     Ok(rows.map(|batch| batch.map_err(flight_error)).boxed())
+}
+
+/// Asks a node for the answer to a plan. A node that turns out to be out of reach from here alone is asked once more, the
+/// other way: it may have the only replica.
+async fn open(
+    statement: &Statement,
+    address: &str,
+    plan: Bytes,
+    deadline: tokio::time::Instant,
+) -> Result<Streaming<ExecuteReply>, RpcError> {
+    let mut client = statement.channels.fragments(address)?;
+    let mut ask = async || {
+        let asked = client.execute(request(statement, plan.clone())?);
+        let answer = tokio::time::timeout_at(deadline, asked).await.map_err(|_| out_of_time())?;
+        Ok(answer?.into_inner())
+    };
+    let direct = !statement.channels.goes_around(address);
+    match ask().await {
+        Err(_) if direct && statement.channels.goes_around(address) => ask().await,
+        answer => answer,
+    }
 }
 
 fn request(statement: &Statement, plan: Bytes) -> Result<ExecuteRequest, RpcError> {
