@@ -6,23 +6,29 @@
 //! milliseconds, and a seed gives the same run every time.
 //!
 //! A run has a time of faults (crashes, wiped disks, lost journals, pauses, slow disks, cuts between any two nodes, dead leaders, lost
-//! answers) and a time of healing. Afterwards every acknowledged write must be on every replica in sync, once; replicas
-//! must have the catalog's chain; and every chunk must have the replicas it should.
+//! answers) and a time of healing. Some seeds also lose all the disks of a chunk together, and an operator takes what is
+//! left of it for all there is. Afterwards every acknowledged write must be on every replica in sync, once, unless it was
+//! given up with such a loss, when it must be on none; replicas must have the catalog's chain; every chunk must have the
+//! replicas it should; and nothing may wait any more.
 //!
 //! `HYPERTIDE_SIM_SEED` runs one seed and prints its steps; `HYPERTIDE_SIM_SEEDS` sets how many are run.
 
 #![allow(clippy::indexing_slicing, reason = "a wrong index must end the test")]
 
+#[path = "sim/checks.rs"]
+mod checks;
 #[path = "sim/cluster.rs"]
 mod cluster;
 #[path = "sim/data.rs"]
 mod data;
 #[path = "sim/leader.rs"]
 mod leader;
+#[path = "sim/loss.rs"]
+mod loss;
 #[path = "sim/writes.rs"]
 mod writes;
 
-use cluster::Cluster;
+use cluster::{Bug, Cluster, RUINED_EVERY};
 
 /// Seeds of one test; there are four, so that they run side by side.
 const SEEDS: u64 = 250;
@@ -52,6 +58,8 @@ fn run_seeds(first: u64) {
     assert!(totals.retried > 0 && totals.duplicates > 0, "{totals:?}");
     assert!(totals.resets > 0 && totals.kept > 0, "{totals:?}");
     assert!(totals.damaged * 20 < totals.resets, "losing a disk rarely loses a chunk: {totals:?}");
+    assert!(totals.accepted > 0 && totals.lost > 0, "{totals:?}");
+    assert!(totals.forgotten > 0, "{totals:?}");
     eprintln!("{seeds} seeds from {first}: {totals:?}");
 }
 
@@ -84,4 +92,27 @@ fn a_seed_gives_one_run() {
     };
     assert_eq!(trace(7), trace(7));
     assert_ne!(trace(7).0, trace(8).0);
+}
+
+/// What the first seed breaks in which a rule is left out and missed.
+fn broken_by(bug: Bug) -> String {
+    let seeds = (0..SEEDS).map(|number| number * RUINED_EVERY);
+    let mut broken = seeds.filter_map(|seed| {
+        let mut cluster = Cluster::new(seed, false);
+        cluster.bug = Some(bug);
+        cluster.run().err()
+    });
+    broken.next().unwrap_or_else(|| panic!("{bug:?} breaks nothing"))
+}
+
+#[test]
+fn what_waits_for_lost_commits_has_to_be_forgotten() {
+    let broken = broken_by(Bug::KeepsWaiting);
+    assert!(broken.contains("waiting"), "{broken}");
+}
+
+#[test]
+fn a_replica_that_holds_a_lost_commit_has_to_be_made_anew() {
+    let broken = broken_by(Bug::KeepsLost);
+    assert!(broken.contains("is at"), "{broken}");
 }

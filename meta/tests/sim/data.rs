@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hypertide_meta::catalog::{Command, DataNode, Held, Outcome};
+use hypertide_meta::catalog::{Command, DataNode, Held, Loss, Outcome};
 use hypertide_proto::{
     decision::{Fate, chain_after},
-    ids::{ChunkId, Csn, Rid, TxnId},
+    ids::{ChunkId, Csn, Epoch, Rid, TxnId},
 };
 
 use crate::cluster::{ACCESS, At, Cluster, Event};
@@ -25,6 +25,23 @@ pub(crate) struct Committed {
     pub(crate) chain: u128,
 }
 
+/// A batch that waits for its decision.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pending {
+    pub(crate) hash: u128,
+    pub(crate) at: u64,
+    /// That of the chunk when it was sent.
+    pub(crate) epoch: Epoch,
+}
+
+/// A batch that is decided, and waits for the commit before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waiting {
+    batch: Pending,
+    txn: TxnId,
+    prev: Csn,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Data {
     node: usize,
@@ -36,8 +53,8 @@ pub(crate) struct Data {
     pub(crate) rid: Option<Rid>,
     /// Whether it has registered since it started.
     pub(crate) serves: bool,
-    /// Batches that wait for their decision, with their hash and when they came.
-    pub(crate) pending: BTreeMap<(TxnId, ChunkId), (u128, u64)>,
+    pub(crate) pending: BTreeMap<(TxnId, ChunkId), Pending>,
+    pub(crate) waiting: BTreeMap<(ChunkId, Csn), Waiting>,
     pub(crate) replicas: BTreeMap<ChunkId, Vec<Committed>>,
     pub(crate) copied: BTreeMap<ChunkId, u64>,
 }
@@ -53,6 +70,7 @@ impl Data {
             rid: None,
             serves: false,
             pending: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             replicas: BTreeMap::new(),
             copied: BTreeMap::new(),
         }
@@ -68,13 +86,13 @@ impl Data {
         self.stop();
     }
 
-    /// Loses the journal, with all that waits and the last commits of some replicas: `flushed` says how many of the
-    /// last few of one are lost.
-    pub(crate) fn lose_journal(&mut self, mut lost: impl FnMut() -> usize) {
+    /// Loses the journal, with all that waits and the last commits of some replicas: `lost` says how many of one.
+    pub(crate) fn lose_journal(&mut self, mut lost: impl FnMut(ChunkId) -> usize) {
         self.disk += 1;
         self.pending.clear();
-        for replica in self.replicas.values_mut() {
-            replica.truncate(replica.len().saturating_sub(lost()));
+        self.waiting.clear();
+        for (chunk, replica) in &mut self.replicas {
+            replica.truncate(replica.len().saturating_sub(lost(*chunk)));
         }
         self.stop();
     }
@@ -82,6 +100,7 @@ impl Data {
     /// Puts aside all but these chunks.
     fn put_aside(&mut self, kept: &BTreeSet<ChunkId>) {
         self.pending.retain(|(_, chunk), _| kept.contains(chunk));
+        self.waiting.retain(|(chunk, _), _| kept.contains(chunk));
         self.replicas.retain(|chunk, _| kept.contains(chunk));
         self.copied.clear();
     }
@@ -96,23 +115,75 @@ impl Data {
     pub(crate) fn holds_all(&self, chunk: ChunkId, commits: &[(TxnId, Csn)]) -> bool {
         let replica = self.replicas.get(&chunk).map_or(&[][..], Vec::as_slice);
         let place = |csn: &Csn| replica.binary_search_by_key(csn, |committed| committed.csn);
-        commits
-            .iter()
-            .all(|(txn, csn)| place(csn).is_ok() || self.pending.contains_key(&(*txn, chunk)))
+        commits.iter().all(|(txn, csn)| {
+            place(csn).is_ok()
+                || self.pending.contains_key(&(*txn, chunk))
+                || self.waiting.contains_key(&(chunk, *csn))
+        })
     }
 
-    /// Makes a pending batch the next commit, if the one before is there.
-    fn commit(&mut self, txn: TxnId, chunk: ChunkId, prev: Csn, csn: Csn) {
-        let (last, chain) = self.point(chunk);
-        if last >= csn {
-            // A copy brought it.
-            self.pending.remove(&(txn, chunk));
-        } else if last == prev
-            && let Some((hash, _)) = self.pending.remove(&(txn, chunk))
-        {
-            let chain = chain_after(chain, csn, hash);
-            self.replicas.entry(chunk).or_default().push(Committed { csn, txn, chain });
+    fn waiting(&self, chunk: ChunkId) -> impl Iterator<Item = (Csn, Waiting)> {
+        let all = self.waiting.range((chunk, Csn(0))..=(chunk, Csn(u64::MAX)));
+        all.map(|((_, csn), one)| (*csn, *one))
+    }
+
+    /// Whether a commit of the chunk is here, be it one that waits.
+    pub(crate) fn has_any(&self, chunk: ChunkId) -> bool {
+        self.replicas.contains_key(&chunk) || self.waiting(chunk).next().is_some()
+    }
+
+    /// Whether it knows the transaction as committed in the chunk.
+    pub(crate) fn has_committed(&self, chunk: ChunkId, txn: TxnId) -> bool {
+        let mut applied = self.replicas.get(&chunk).into_iter().flatten();
+        applied.any(|one| one.txn == txn) || self.waiting(chunk).any(|(_, one)| one.txn == txn)
+    }
+
+    /// Notes that a pending batch is a commit, which is applied once the one before is there.
+    fn decide(&mut self, (txn, chunk): (TxnId, ChunkId), (prev, csn): (Csn, Csn)) {
+        let Some(batch) = self.pending.remove(&(txn, chunk)) else { return };
+        self.waiting.insert((chunk, csn), Waiting { batch, txn, prev });
+        self.advance(chunk);
+    }
+
+    /// Applies what waits for nothing any more.
+    pub(crate) fn advance(&mut self, chunk: ChunkId) {
+        loop {
+            let (last, chain) = self.point(chunk);
+            let Some((csn, next)) = self.waiting(chunk).next() else { return };
+            let Waiting { batch, txn, prev } = next;
+            // Up to the last a copy brought it.
+            if csn > last {
+                if prev != last {
+                    return;
+                }
+                let chain = chain_after(chain, csn, batch.hash);
+                self.replicas.entry(chunk).or_default().push(Committed { csn, txn, chain });
+            }
+            self.waiting.remove(&(chunk, csn));
         }
+    }
+
+    /// Takes the replica of a chunk as it stands: what was sent until an epoch and is not applied is forgotten. How
+    /// many parts that is.
+    pub(crate) fn settle(&mut self, chunk: ChunkId, epoch: Epoch) -> u64 {
+        let before = self.pending.len() + self.waiting.len();
+        self.pending.retain(|(_, of), batch| *of != chunk || batch.epoch > epoch);
+        self.waiting.retain(|(of, _), one| *of != chunk || one.batch.epoch > epoch);
+        (before - self.pending.len() - self.waiting.len()) as u64
+    }
+
+    /// Makes way for a history in which these commits are given up. Whether the replica held one and goes whole, as
+    /// what is applied is never taken back.
+    pub(crate) fn give_up(&mut self, chunk: ChunkId, lost: &[Loss]) -> bool {
+        let within = |csn: Csn| lost.iter().any(|loss| loss.after < csn && csn <= loss.up_to);
+        self.waiting.retain(|(of, csn), _| *of != chunk || !within(*csn));
+        let goes = within(self.point(chunk).0);
+        if goes {
+            self.replicas.remove(&chunk);
+            self.waiting.retain(|(of, _), _| *of != chunk);
+            self.pending.retain(|(_, of), _| *of != chunk);
+        }
+        goes
     }
 }
 
@@ -214,13 +285,14 @@ impl Cluster {
             lately || data.pending.keys().any(|(txn, chunk)| chunk == id && open(*txn))
         };
         let held = data.replicas.keys().chain(data.pending.keys().map(|(_, chunk)| chunk));
+        let held = held.chain(data.waiting.keys().map(|(chunk, _)| chunk));
         let strange: BTreeSet<ChunkId> =
             held.filter(|id| !listed(id) && !busy(id)).copied().collect();
         for chunk in strange {
             self.say(|| format!("{rid} drops {chunk}"));
             self.data[node].replicas.remove(&chunk);
-            // Decided ones of a replica that nobody counts on: they may have been waiting for a commit before them.
             self.data[node].pending.retain(|(_, of), _| *of != chunk);
+            self.data[node].waiting.retain(|(of, _), _| *of != chunk);
         }
     }
 
@@ -228,14 +300,14 @@ impl Cluster {
     pub(crate) fn resolve(&mut self, node: usize) {
         self.after(RESOLVE_MS, Event::Resolve(node));
         let data = &self.data[node];
-        let asks = data.up && !data.paused && data.serves && !data.pending.is_empty();
+        let any = !data.pending.is_empty() || !data.waiting.is_empty();
+        let asks = data.up && !data.paused && data.serves && any;
         let leader = self
             .leader
             .filter(|leader| asks && self.connected(At::Access(*leader), At::Data(node)));
         let Some(leader) = leader else { return };
         let pending: Vec<(TxnId, ChunkId, u64)> =
-            data.pending.iter().map(|((txn, chunk), (_, at))| (*txn, *chunk, *at)).collect();
-        let mut commits = Vec::new();
+            data.pending.iter().map(|((txn, chunk), batch)| (*txn, *chunk, batch.at)).collect();
         for (txn, chunk, at) in pending {
             let mut fate = self.catalog.fate(txn);
             if fate.is_none() && self.now > at + OPEN_MAX_MS {
@@ -246,18 +318,16 @@ impl Cluster {
                 Some(Fate::Committed { csn, links }) => {
                     let link = links.iter().find(|link| link.chunk == chunk);
                     match link {
-                        Some(link) => commits.push((csn, txn, chunk, link.prev)),
-                        // It was committed in another chunk, after this one was closed.
+                        Some(link) => {
+                            self.data[node].decide((txn, chunk), (link.prev, csn));
+                        }
+                        // It was committed in another chunk, after this one was closed, or is given up.
                         None => self.forget(node, txn, chunk),
                     }
                 }
                 Some(Fate::Aborted) => self.forget(node, txn, chunk),
                 None => {}
             }
-        }
-        commits.sort_unstable();
-        for (csn, txn, chunk, prev) in commits {
-            self.data[node].commit(txn, chunk, prev, csn);
         }
         self.report_progress(node, leader);
     }

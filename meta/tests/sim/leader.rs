@@ -243,6 +243,7 @@ impl Cluster {
 
     /// The target takes what the source has and it lacks, or everything when its own history is another.
     fn catch_up(&mut self, chunk: ChunkId, target: usize, source: usize) {
+        self.make_way(chunk, target);
         let theirs = self.data[source].replicas.get(&chunk).cloned().unwrap_or_default();
         let (now, data) = (self.now, &mut self.data[target]);
         data.copied.insert(chunk, now);
@@ -253,5 +254,6 @@ impl Cluster {
         *own = theirs;
         let held: BTreeSet<_> = own.iter().map(|committed| committed.txn).collect();
         data.pending.retain(|(txn, of), _| *of != chunk || !held.contains(txn));
+        data.advance(chunk);
     }
 }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use hypertide_meta::catalog::{Chunk, Command, CommitPart, CommitRecord, Outcome, Reject};
 use hypertide_proto::ids::{ChunkId, Csn, Rid, TxnId, WriteId};
 
-use crate::cluster::{ACCESS, At, Cluster, Event, Lost, TABLE};
+use crate::{
+    cluster::{ACCESS, At, Cluster, Event, Lost, TABLE},
+    data::Pending,
+};
 
 const DEADLINE_MS: u64 = 8_000;
 const STEP_MS: u64 = 250;
@@ -161,10 +164,9 @@ impl Cluster {
         if !data.up || !data.serves || !fits {
             return;
         }
-        let replica = data.replicas.get(&id);
-        let committed = replica.is_some_and(|all| all.iter().any(|one| one.txn == txn));
-        if !committed {
-            data.pending.entry((txn, id)).or_insert((hash, now));
+        if !data.has_committed(id, txn) {
+            let batch = Pending { hash, at: now, epoch: chunk.epoch };
+            data.pending.entry((txn, id)).or_insert(batch);
         }
         let slow = if data.slow_until > now { 3_000 } else { 0 };
         let Some(acked) = expected else { return };
@@ -181,9 +183,7 @@ impl Cluster {
         let id = chunk.id;
         // Only what the disk holds was acknowledged: the message may be of a try before.
         let data = &self.data[node];
-        let replica = data.replicas.get(&id);
-        let committed = replica.is_some_and(|all| all.iter().any(|one| one.txn == txn));
-        if committed || data.pending.contains_key(&(txn, id)) {
+        if data.has_committed(id, txn) || data.pending.contains_key(&(txn, id)) {
             self.writes[write].acks.insert((id, node), acked);
         }
         self.try_commit(write);
@@ -241,8 +241,7 @@ impl Cluster {
             && before.is_none()
         {
             self.writes[write].commits.push((chunk, txn, *csn));
-            let in_sync = self.catalog.chunk(chunk).map(|chunk| chunk.in_sync.clone());
-            self.last_in_sync.insert(chunk, in_sync.unwrap_or_default());
+            self.note_holders(chunk);
         }
         if self.below(30) == 0 { Err(Lost::Unknown) } else { Ok(answer) }
     }
@@ -252,24 +251,25 @@ impl Cluster {
         self.writes[write].acknowledged = true;
     }
 
-    /// Every acknowledged write was committed once, and is on every replica in sync.
+    /// Every acknowledged write was committed once, and is on every replica in sync, or on none if it was given up.
     pub(crate) fn check_writes(&self) -> Result<(), String> {
         for write in &self.writes {
             if write.commits.len() > 1 {
                 return Err(format!("write {} was committed twice: {:?}", write.id, write.commits));
             }
-            let Some((chunk, txn, _)) = write.commits.first() else {
+            let Some((chunk, txn, csn)) = write.commits.first() else {
                 if write.acknowledged {
                     return Err(format!("write {} was acknowledged, never committed", write.id));
                 }
                 continue;
             };
             let row = self.catalog.chunk(*chunk).ok_or("a chunk is gone")?;
+            let wanted = usize::from(!self.gave_up(*chunk, *csn));
             for rid in &row.in_sync {
                 let replica = self.data[Self::node_of(*rid)].replicas.get(chunk);
                 let times = replica
                     .map_or(0, |all| all.iter().filter(|committed| committed.txn == *txn).count());
-                if times != 1 {
+                if times != wanted {
                     return Err(format!("write {} is {times} times on {rid} of {row}", write.id));
                 }
             }
