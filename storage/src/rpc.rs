@@ -264,6 +264,10 @@ impl Storage for Service {
         let member = self.member(&cluster)?;
         self.addressed(&member, rid)?;
         let (chunk, epoch) = (ChunkId(chunk), Epoch(epoch));
+        if self.node.copies(chunk) {
+            let message = "the chunk is being copied to this node, which may change what it holds";
+            return Err(RpcError::new(Code::Unavailable, message).into());
+        }
         let point = self.blocking(move |node| node.store().settle(chunk, epoch)).await?;
         Ok(Response::new(messages::SettleReply { point: point.map(pieces::wire_point) }))
     }

@@ -9,6 +9,7 @@
 //! - Nobody is told any more that they were commits of this chunk. Parts of them that wait somewhere for the ones before
 //!   would otherwise follow the last commit that is left.
 //! - The replica is the only one then. Others, in whatever state, are made anew from it.
+//! - Ids of writes stay: of a write that is lost in part, the rest would come twice.
 
 use std::fmt;
 

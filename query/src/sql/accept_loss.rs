@@ -80,6 +80,10 @@ pub(crate) async fn run(
     if dry {
         return Ok(row(chunk, node, Loss { after: end, up_to }, false));
     }
+    if chunk.joining.iter().any(|joiner| joiner.rid == node.rid) {
+        // Its copy could end between the next two steps, and the replica count as whole without what it forgets.
+        session.propose(Command::DropJoin { chunk: id, rid: node.rid }).await?;
+    }
     let point = settle(&session.engine, chunk, node).await.map_err(|error| {
         let (chunk, node) = (&chunk.name, &node.name);
         Error::of("55000", format_args!("data node \"{node}\" does not settle chunk \"{chunk}\""))

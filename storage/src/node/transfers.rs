@@ -145,10 +145,17 @@ impl Transfers {
 
     /// Whether the chunk is caught up here, or was a moment ago.
     pub(super) fn lately(&self, chunk: ChunkId) -> bool {
+        self.known(chunk).is_some_and(|gate| gate.lately() || gate.turn.try_lock().is_err())
+    }
+
+    /// Whether the chunk is caught up here.
+    fn under_way(&self, chunk: ChunkId) -> bool {
+        self.known(chunk).is_some_and(|gate| gate.turn.try_lock().is_err())
+    }
+
+    fn known(&self, chunk: ChunkId) -> Option<Arc<Gate>> {
         let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        let gate = gates.get(&chunk).map(Arc::clone);
-        drop(gates);
-        gate.is_some_and(|gate| gate.lately() || gate.turn.try_lock().is_err())
+        gates.get(&chunk).map(Arc::clone)
     }
 
     /// Waits until nothing is sent any more, which still reads files.
@@ -212,6 +219,11 @@ impl Gate {
 }
 
 impl DataNode {
+    /// Whether a chunk is caught up here.
+    pub(crate) fn copies(&self, chunk: ChunkId) -> bool {
+        self.transfers.under_way(chunk)
+    }
+
     /// What was transferred since the start.
     #[must_use]
     pub fn transfers(&self) -> TransferStats {
